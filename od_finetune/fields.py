@@ -1,0 +1,106 @@
+"""Records that travel between the parts of od_finetune, and the protocol a detector fulfils.
+
+Boxes are float32 `[ymin, xmin, ymax, xmax]`, normalised to the image (0..1) unless a docstring says
+otherwise. `B` is the batch, `N` the padded number of ground-truth boxes, `A` the number of anchors, `D` the
+largest number of detections, `C` the number of classes without background.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Callable, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+    import tf_keras
+
+BOX_ENCODINGS = "box_encodings"
+CLASS_PREDICTIONS = "class_predictions_with_background"
+FEATURE_MAPS = "feature_maps"
+ANCHORS = "anchors"
+
+LOCALIZATION_LOSS = "Loss/localization_loss"
+CLASSIFICATION_LOSS = "Loss/classification_loss"
+REGULARIZATION_LOSS = "Loss/regularization_loss"
+TOTAL_LOSS = "Loss/total_loss"
+
+
+class Groundtruth(NamedTuple):
+    """Labelled objects of a batch of images, padded to one length (without `B` for a single image)."""
+
+    boxes: tf.Tensor  # float32 [B, N, 4]; zeros where padded
+    classes: tf.Tensor  # float32 [B, N, C]; one-hot (k-hot where merged, soft where confidences are used)
+    weights: tf.Tensor  # float32 [B, N]; 0 where padded
+    num_boxes: tf.Tensor  # int32 [B]; how many of the N are real
+    is_crowd: tf.Tensor  # bool [B, N]
+    difficult: tf.Tensor  # bool [B, N]
+    group_of: tf.Tensor  # bool [B, N]
+    area: tf.Tensor  # float32 [B, N], in pixels of the original image; 0 where the record gives none
+
+
+class Batch(NamedTuple):
+    """What a dataset yields."""
+
+    images: tf.Tensor  # float32 [B, H, W, 3], values 0..255, after the config's image_resizer (not normalised)
+    true_shapes: tf.Tensor  # int32 [B, 3]: height, width, channels of the part of `images` that is no padding
+    groundtruth: Groundtruth  # boxes are relative to that true part
+    keys: tf.Tensor  # string [B]: "file:record number source_id", to name a record in an error
+    source_ids: tf.Tensor  # string [B]: the record's image/source_id (or its filename)
+    original_shapes: tf.Tensor  # int32 [B, 2]: height, width before any resizing
+
+
+class Detections(NamedTuple):
+    """Final detections of a batch, best first, and the raw ones they were selected from."""
+
+    boxes: tf.Tensor  # float32 [B, D, 4], relative to the true part of the image
+    scores: tf.Tensor  # float32 [B, D]
+    classes: tf.Tensor  # int32 [B, D], 0-based (label id minus 1)
+    num_detections: tf.Tensor  # int32 [B]
+    multiclass_scores: tf.Tensor  # float32 [B, D, C + 1] (with background) or [B, D, C]
+    anchor_indices: tf.Tensor  # int32 [B, D]
+    raw_boxes: tf.Tensor  # float32 [B, A, 4]
+    raw_scores: tf.Tensor  # float32 [B, A, C + 1]
+
+
+class Detector(Protocol):
+    """What training, evaluation, restoring and export need of a detector. `training` is always an argument."""
+
+    num_classes: int
+
+    def resize(self, image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """`[H, W, 3]` (0..255, any dtype) -> float32 `[h, w, 3]` and its true shape int32 `[3]`."""
+
+    def normalize(self, images: tf.Tensor) -> tf.Tensor:
+        """Resized images (0..255) -> what the network takes."""
+
+    def preprocess(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """`[B, H, W, 3]` (0..255) -> resized and normalised `[B, h, w, 3]` and true shapes int32 `[B, 3]`."""
+
+    def predict(self, inputs: tf.Tensor, true_shapes: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
+        """Normalised inputs -> raw predictions by name."""
+
+    def losses(self, predictions: dict[str, tf.Tensor], groundtruth: Groundtruth) -> dict[str, tf.Tensor]:
+        """Weighted scalar losses by name; their sum is what is minimised (without regularisation)."""
+
+    def postprocess(self, predictions: dict[str, tf.Tensor], true_shapes: tf.Tensor) -> Detections:
+        """Raw predictions -> final detections."""
+
+    def build(self) -> None:
+        """Creates all variables; idempotent."""
+
+    def named_variables(self) -> dict[str, tf.Variable]:
+        """Every variable by canonical name, moving statistics included, in a fixed order."""
+
+    def weighted_layers(self) -> dict[str, tf_keras.layers.Layer]:
+        """Every layer that owns variables, by canonical scope (`<scope>/<leaf>` are its variables' names)."""
+
+    def regularizers(self) -> dict[str, Callable[[tf.Tensor], tf.Tensor]]:
+        """Regulariser by canonical variable name, for the variables that have one."""
+
+    def tf2_names(self) -> dict[str, str]:
+        """Canonical name -> the full name the OD API's TF2 checkpoints store for the same variable."""
+
+    def part(self, name: str) -> str:
+        """`backbone`, `neck` or `head`: what a canonical variable name belongs to."""
+
+    def is_class_head(self, name: str) -> bool:
+        """Whether this variable's shape depends on the number of classes."""
