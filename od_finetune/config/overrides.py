@@ -4,7 +4,8 @@ A path is field names joined by dots, from the top of the config; `[2]` picks an
 appends one, `[key]` picks an entry of a map. A repeated field that holds exactly one message may go without index.
 
 Values: numbers; `true`/`false`; names of enum values; strings with or without quotes; `{...}` text format for a message
-(which replaces it) and `[a, b]` for a whole list; nothing at all empties a list. Naming a member of a oneof clears the other members.
+(which replaces it) and `[a, b]` for a whole list; nothing at all empties a list. Naming a member of a oneof clears the
+other members.
 """
 
 from __future__ import annotations
