@@ -1,0 +1,213 @@
+"""TensorFlow checkpoints, read with `tf.train.load_checkpoint`.
+
+Three vocabularies come in this one container:
+- TF1, name based: the keys are the variables' names (`FeatureExtractor/MobilenetV2/Conv/weights`).
+- TF2, object based: the keys are object paths (`model/_feature_extractor/.../kernel/.ATTRIBUTES/VARIABLE_VALUE`);
+  the object graph stored beside them gives each variable's full name (`Conv1/kernel`), which is the name here; the
+  object path is its alias.
+- od_finetune's own: object based, with the model stored as a dict of canonical names.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from google.protobuf.message import DecodeError
+from tensorflow.core.protobuf import trackable_object_graph_pb2
+
+from od_finetune.checkpoints.readers import tf_paths
+from od_finetune.errors import UserError
+
+prefixes = tf_paths.prefixes
+
+_GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
+_VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
+_SLOT = "/.OPTIMIZER_SLOT/"
+_OWN_PREFIX = "model/"
+# Root objects of an object-based checkpoint that are no model: optimisers, counters, Keras' own metadata.
+_NO_MODEL_ROOTS = re.compile(
+    r"(_?optimizer.*|moving_averages?|ema|save_counter|(global_)?step|epoch|iterations?|keras_api|_CHECKPOINT.*)(/|$)"
+)
+_COUNTERS = re.compile(r"(^|/)(global_step|save_counter|step|iterations?|learning_rate|beta[12]_power)(_\d+)?$")
+
+
+class _Entry(NamedTuple):
+    key: str
+    shape: tuple[int, ...]
+    path: str  # object path; empty in a name-based checkpoint
+    is_weight: bool
+
+
+class TfCheckpoint:
+    """An open TensorFlow checkpoint; see `od_finetune.checkpoints.source.Source`."""
+
+    def __init__(self, path: str, kind: str, reader: tf.train.CheckpointReader, entries: Mapping[str, _Entry]) -> None:
+        self.path = path
+        self.kind = kind
+        self._reader = reader
+        self._entries = dict(sorted(entries.items()))
+        self._dtypes = reader.get_variable_to_dtype_map()
+
+    def names(self) -> dict[str, tuple[int, ...]]:
+        """Shape by name of the entries that may be a model's weights, sorted by name."""
+        return {name: entry.shape for name, entry in self._entries.items() if entry.is_weight}
+
+    def other_entries(self) -> dict[str, tuple[int, ...]]:
+        """Shape by name of optimiser slots, moving averages and counters, sorted by name."""
+        return {name: entry.shape for name, entry in self._entries.items() if not entry.is_weight}
+
+    def aliases(self) -> dict[str, str]:
+        """Object path -> name; empty for a name-based checkpoint."""
+        return {entry.path: name for name, entry in self._entries.items() if entry.path and entry.path != name}
+
+    def dtype(self, name: str) -> str:
+        """The stored element type, e.g. `float32`."""
+        return self._dtypes[self._entries[name].key].name
+
+    def read(self, name: str) -> np.ndarray:
+        """One entry's values, its checksum verified.
+
+        Raises:
+          UserError: the data are cut short or damaged.
+        """
+        try:
+            return self._reader.get_tensor(self._entries[name].key)
+        except (tf.errors.OpError, RuntimeError, ValueError) as error:
+            raise _damaged(self.path, f"the values of {name} cannot be read: {_first_line(error)}") from None
+
+    def describe(self) -> str:
+        """Format, path and number of entries in one line."""
+        weights = sum(entry.is_weight for entry in self._entries.values())
+        return f"{self.kind} {self.path} ({weights} weights, {len(self._entries) - weights} other entries)"
+
+
+def sniff(path: str) -> bool:
+    """Whether `path` means a TensorFlow checkpoint, whole or not."""
+    return tf_paths.resolve(path) is not None
+
+
+def open_checkpoint(path: str) -> TfCheckpoint:
+    """Opens the checkpoint that `path` means (prefix, one of its files, directory, state file).
+
+    Raises:
+      UserError: files are missing, cut short or damaged.
+    """
+    prefix = tf_paths.resolve(path)
+    if prefix is None:
+        raise UserError(f"{path}: no TensorFlow checkpoint")
+    shards = tf_paths.data_files(prefix)
+    try:
+        reader = tf.train.load_checkpoint(prefix)
+        shapes = {key: tuple(shape) for key, shape in reader.get_variable_to_shape_map().items()}
+    except (tf.errors.OpError, RuntimeError, ValueError) as error:
+        raise _damaged(prefix, f"its index cannot be read: {_first_line(error)}") from None
+    if shards:
+        _check_size(prefix, reader, shapes, shards)
+    if _GRAPH_KEY not in shapes:
+        return TfCheckpoint(prefix, "TF1 name-based checkpoint", reader, _name_based(shapes))
+    if _is_own(shapes):
+        return TfCheckpoint(prefix, "od_finetune checkpoint", reader, _own(shapes))
+    graph = _object_graph(prefix, reader)
+    return TfCheckpoint(prefix, "TF2 object-based checkpoint", reader, _object_based(shapes, graph))
+
+
+def _check_size(
+    prefix: str, reader: tf.train.CheckpointReader, shapes: Mapping[str, tuple[int, ...]], shards: list[str]
+) -> None:
+    """Compares the files' size with what the index promises, before anything is read."""
+    dtypes = reader.get_variable_to_dtype_map()
+    fixed_size = {key: shape for key, shape in shapes.items() if dtypes[key] != tf.string}
+    promised = sum(dtypes[key].size * int(np.prod(shape, dtype=np.int64)) for key, shape in fixed_size.items())
+    found = sum(os.path.getsize(shard) for shard in shards)
+    if found < promised:
+        raise _damaged(prefix, f"the data files have {found} bytes, the index promises at least {promised}")
+
+
+def _damaged(prefix: str, what: str) -> UserError:
+    return UserError(
+        f"{prefix}: a half-written or damaged checkpoint: {what}. Copy all of its files again, or use an earlier "
+        "checkpoint."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    text = error.message if isinstance(error, tf.errors.OpError) else str(error)
+    return (text.strip().splitlines() or [type(error).__name__])[0]
+
+
+def _name_based(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, _Entry]:
+    def is_weight(name: str, shape: tuple[int, ...]) -> bool:
+        if not shape and ("/" not in name or _COUNTERS.search(name)):
+            return False
+        # TF1 keeps optimiser slots and moving averages under the variable's own name: `<name>/Momentum`.
+        parent = name.rpartition("/")[0]
+        while parent:
+            if parent in shapes:
+                return False
+            parent = parent.rpartition("/")[0]
+        return True
+
+    return {name: _Entry(name, shape, "", is_weight(name, shape)) for name, shape in shapes.items()}
+
+
+def _is_own(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    model = [key for key in shapes if key.startswith(_OWN_PREFIX) and key.endswith(_VALUE)]
+    inner = [key[len(_OWN_PREFIX) : -len(_VALUE)] for key in model]
+    return bool(inner) and all("/" not in name for name in inner) and any(".S" in name for name in inner)
+
+
+def _own(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, _Entry]:
+    entries = {}
+    for key, shape in shapes.items():
+        if key == _GRAPH_KEY:
+            continue
+        path = key.removesuffix(_VALUE)
+        is_weight = path.startswith(_OWN_PREFIX) and _SLOT not in key
+        # Object paths escape "/" as ".S" and "." as ".."
+        name = re.sub(r"\.(.)", lambda match: "/" if match[1] == "S" else match[1], path) if _SLOT not in key else key
+        entries[name.removeprefix(_OWN_PREFIX) if is_weight else name] = _Entry(key, shape, path, is_weight)
+    return entries
+
+
+def _object_graph(
+    prefix: str, reader: tf.train.CheckpointReader
+) -> trackable_object_graph_pb2.TrackableObjectGraph:
+    try:
+        return trackable_object_graph_pb2.TrackableObjectGraph.FromString(reader.get_tensor(_GRAPH_KEY))
+    except (tf.errors.OpError, RuntimeError, ValueError, DecodeError) as error:
+        raise _damaged(prefix, f"its object graph cannot be read: {_first_line(error)}") from None
+
+
+def _object_based(
+    shapes: Mapping[str, tuple[int, ...]], graph: trackable_object_graph_pb2.TrackableObjectGraph
+) -> dict[str, _Entry]:
+    slots = {slot.slot_variable_node_id for node in graph.nodes for slot in node.slot_variables}
+    full_names: dict[str, str] = {}
+    slot_keys: set[str] = set()
+    for index, node in enumerate(graph.nodes):
+        for attribute in node.attributes:
+            full_names[attribute.checkpoint_key] = attribute.full_name
+            if index in slots:
+                slot_keys.add(attribute.checkpoint_key)
+
+    def is_weight(key: str) -> bool:
+        counter = not shapes[key] and _COUNTERS.search(key.removesuffix(_VALUE))
+        known = key.endswith(_VALUE) and key not in slot_keys and _SLOT not in key
+        return known and not counter and _NO_MODEL_ROOTS.match(key) is None
+
+    keys = [key for key in shapes if key != _GRAPH_KEY]
+    # A full name that two weights share (two unnamed variables, say) identifies neither: their paths do.
+    uses = collections.Counter(full_names.get(key, "") for key in keys if is_weight(key))
+    entries = {}
+    for key in keys:
+        path = key.removesuffix(_VALUE)
+        full_name = full_names.get(key, "")
+        unique = full_name and is_weight(key) and uses[full_name] == 1
+        entries[full_name if unique else path] = _Entry(key, shapes[key], path, is_weight(key))
+    return entries

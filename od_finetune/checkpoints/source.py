@@ -1,0 +1,92 @@
+"""Where weights come from: a `Source` lists names and shapes and reads one tensor; `READERS` has a row per format."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from od_finetune import names
+from od_finetune.checkpoints.readers import tf_checkpoint
+from od_finetune.errors import UserError
+
+
+class Source(Protocol):
+    """An open checkpoint. Listing is cheap; only `read` touches weights."""
+
+    path: str  # what was opened, e.g. the resolved checkpoint prefix
+    kind: str  # the format in words
+
+    def names(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape by name of everything that may be a model's weight, sorted by name."""
+
+    def other_entries(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape by name of the rest: optimiser slots, moving averages, step counters."""
+
+    def aliases(self) -> Mapping[str, str]:
+        """Second spelling -> name, e.g. the object path of a TF2 checkpoint's entry -> its full name."""
+
+    def dtype(self, name: str) -> str:
+        """The stored element type of an entry, e.g. `float32`."""
+
+    def read(self, name: str) -> np.ndarray:
+        """One entry's values. Raises UserError where the file is damaged."""
+
+    def describe(self) -> str:
+        """One line for people: format, path, number of entries."""
+
+
+class Reader(NamedTuple):
+    """One checkpoint format: whether a path is of it, and how to open it."""
+
+    format: str
+    sniff: Callable[[str], bool]
+    open: Callable[[str], Source]
+
+
+READERS: tuple[Reader, ...] = (Reader("TensorFlow checkpoint", tf_checkpoint.sniff, tf_checkpoint.open_checkpoint),)
+
+
+def open_source(path: str | os.PathLike[str]) -> Source:
+    """Opens a checkpoint of any format in `READERS`.
+
+    Args:
+      path: for a TensorFlow checkpoint its prefix (`model.ckpt`, `ckpt-0`), one of its files, or a directory that
+        has a `checkpoint` state file or one checkpoint.
+
+    Raises:
+      UserError: nothing lies there, the format is not known, or the file is damaged or half written.
+    """
+    path = os.path.expanduser(os.fspath(path))
+    if not path:
+        raise UserError("the checkpoint's path is empty; expected a path such as 'ssd/model.ckpt'")
+    for reader in READERS:
+        if reader.sniff(path):
+            return reader.open(path)
+    if os.path.exists(path):
+        raise UserError(
+            f"{path}: not a checkpoint that can be read; known formats: "
+            f"{', '.join(reader.format for reader in READERS)}.{_listing(path)}"
+        )
+    raise UserError(f"{path}: no checkpoint lies there.{_listing(path)}")
+
+
+def _listing(path: str) -> str:
+    """What lies in the directory of `path`, nearest names first."""
+    directory = path if os.path.isdir(path) else os.path.dirname(path) or "."
+    missing = ""
+    while not os.path.isdir(directory) and os.path.dirname(directory) not in ("", directory):
+        directory = os.path.dirname(directory)
+        missing = f" The directory {os.path.dirname(path)} does not exist."
+    if not os.path.isdir(directory):
+        return f" The directory {os.path.dirname(path)} does not exist."
+    entries = sorted(tf_checkpoint.prefixes(directory)) or sorted(os.listdir(directory))
+    if not entries:
+        return f"{missing} {directory} is empty."
+    close = names.nearest(os.path.basename(path), entries, n=5)
+    shown = close + [entry for entry in entries if entry not in close]
+    more = f" and {len(shown) - 10} more" if len(shown) > 10 else ""
+    meant = f" Did you mean {os.path.join(directory, close[0])}?" if close and not missing else ""
+    return f"{missing} {directory} has: {', '.join(shown[:10])}{more}.{meant}"
