@@ -1,0 +1,46 @@
+"""Reading a label map file (`StringIntLabelMap` in text format)."""
+
+from __future__ import annotations
+
+import re
+
+import tensorflow as tf
+from google.protobuf import text_format
+
+from od_finetune.data.label_map import Label, LabelMap
+from od_finetune.errors import UserError
+from od_finetune.protos import string_int_label_map_pb2
+
+
+def load_label_map(path: str) -> LabelMap:
+    """Reads the label map at `path`; what its ids mean for a model is `LabelMap.check(num_classes)`.
+
+    An item without a name takes its display name and the other way round.
+
+    Raises:
+      UserError: no such file; not a label map, with line and column.
+    """
+    if not tf.io.gfile.exists(path) or tf.io.gfile.isdir(path):
+        raise UserError(f"label_map_path: no file {path!r}; expected a .pbtxt with one item {{ id name }} per class")
+    with tf.io.gfile.GFile(path, "rb") as file:
+        content = file.read()
+    try:
+        text = content.decode("utf-8")
+        message = text_format.Parse(text, string_int_label_map_pb2.StringIntLabelMap())
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not text ({error}); expected a label map in protobuf text format") from error
+    except text_format.ParseError as error:
+        raise UserError(_parse_message(path, error)) from error
+    labels = []
+    for number, item in enumerate(message.item, 1):
+        if not item.HasField("id"):
+            raise UserError(f"{path}: item {number} ({item.name or item.display_name!r}) has no id, expected one from 1")
+        labels.append(Label(item.id, item.name or item.display_name, item.display_name or item.name))
+    return LabelMap(tuple(labels), path)
+
+
+def _parse_message(path: str, error: text_format.ParseError) -> str:
+    """The parser's complaint as `path:line:column: what`, without the package name it drags along."""
+    line, column = error.GetLine(), error.GetColumn()
+    what = re.sub(r"^\d+:\d+ : ", "", str(error)).replace("od_finetune.protos.", "")
+    return f"{path}:{line}:{column}: {what}; expected items like: item {{ id: 1 name: 'cat' }}"
