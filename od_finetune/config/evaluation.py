@@ -1,0 +1,103 @@
+"""EvalConfig -> metrics.
+
+Acted on here: `metrics_set`, `include_metrics_per_category`, `all_metrics_per_category`, `super_categories`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from od_finetune import fields
+from od_finetune.data.label_map import LabelMap
+from od_finetune.errors import UserError
+from od_finetune.metrics.coco import CocoDetectionMetrics
+from od_finetune.metrics.pascal_voc import PascalVocMetrics
+from od_finetune.names import nearest
+from od_finetune.protos import eval_pb2
+
+DEFAULT = "coco_detection_metrics"
+
+
+class Metric(Protocol):
+    """Gathers images batch by batch and sums them up."""
+
+    primary: str
+    """Which of the results says best how good a detector is."""
+
+    def reset(self) -> None:
+        """Forgets all images."""
+
+    def update(self, batch: fields.Batch, detections: fields.Detections) -> None:
+        """Adds the images of a batch."""
+
+    def result(self) -> dict[str, float]:
+        """Finite floats by metric name; -1 where there was nothing to measure."""
+
+
+def _coco(config: eval_pb2.EvalConfig, names: Mapping[int, str]) -> Metric:
+    return CocoDetectionMetrics(
+        names,
+        per_category=config.include_metrics_per_category,
+        all_per_category=config.all_metrics_per_category,
+        super_categories=_super_categories(config, names),
+    )
+
+
+TABLE: dict[str, Callable[[eval_pb2.EvalConfig, Mapping[int, str]], Metric]] = {
+    "coco_detection_metrics": _coco,
+    "pascal_voc_detection_metrics": lambda config, names: PascalVocMetrics(names),
+    "weighted_pascal_voc_detection_metrics": lambda config, names: PascalVocMetrics(names, weighted=True),
+}
+"""Name in `metrics_set` -> its builder."""
+
+ELSEWHERE = frozenset(
+    {
+        "coco_keypoint_metrics",
+        "coco_mask_metrics",
+        "coco_panoptic_metrics",
+        "lvis_mask_metrics",
+        "oid_V2_detection_metrics",
+        "oid_challenge_detection_metrics",
+        "oid_challenge_segmentation_metrics",
+        "open_images_V2_detection_metrics",
+        "open_images_detection_metrics",
+        "pascal_voc_instance_segmentation_metrics",
+        "precision_at_recall_detection_metrics",
+        "weighted_pascal_voc_instance_segmentation_metrics",
+    }
+)
+"""Names that the OD API has a metric for and this project has not."""
+
+
+def build_metrics(eval_config: eval_pb2.EvalConfig, label_map: LabelMap) -> list[Metric]:
+    """The metrics of `metrics_set` in its order, each once; COCO's when it is empty, as in the OD API.
+
+    Raises:
+      UserError: an unknown metric, or a super category of unknown categories.
+    """
+    names = label_map.names(use_display_name=True)
+    metrics = []
+    for name in dict.fromkeys(eval_config.metrics_set or [DEFAULT]):
+        if name not in TABLE:
+            raise UserError(_unknown("metrics_set", "metric", name, TABLE, name in ELSEWHERE))
+        metrics.append(TABLE[name](eval_config, names))
+    return metrics
+
+
+def _super_categories(config: eval_pb2.EvalConfig, names: Mapping[int, str]) -> dict[str, Sequence[str]]:
+    """Super category -> its categories, which the config lists in one string with commas."""
+    groups = {}
+    for group, text in sorted(config.super_categories.items()):
+        groups[group] = [member.strip() for member in text.split(",") if member.strip()]
+        for member in groups[group]:
+            if member not in names.values():
+                raise UserError(_unknown(f"super_categories[{group!r}]", "category", member, names.values()))
+    return groups
+
+
+def _unknown(field: str, kind: str, name: str, known: Any, elsewhere: bool = False) -> str:
+    why = " is not supported here" if elsewhere else f" is no known {kind}"
+    near = nearest(name, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near and not elsewhere else ""
+    return f"eval_config.{field}: {name!r}{why}{hint} Expected one of: {', '.join(sorted(known))}"
