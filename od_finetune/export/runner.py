@@ -1,0 +1,119 @@
+"""Runs an exported detector, whichever format it has; needs TensorFlow alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from od_finetune.errors import UserError
+from od_finetune.export import frozen_graph, saved_model
+from od_finetune.export.signatures import INPUT_TYPES, TF_EXAMPLE
+
+_OUTPUT_PREFIXES = ("num_detections", "detection_", "raw_detection_")
+
+
+class Found(NamedTuple):
+    """Detections in one image, best first."""
+
+    boxes: np.ndarray  # float32 [D, 4], normalised
+    scores: np.ndarray  # float32 [D]
+    classes: np.ndarray  # int32 [D], label ids (1-based)
+
+
+class ExportedDetector:
+    """An exported detector, loaded. `input_spec` tells what it takes; calling it with that gives arrays by name."""
+
+    def __init__(self, input_spec: tf.TensorSpec, is_example: bool, run: Callable[[np.ndarray], dict]):
+        self.input_spec = input_spec
+        self._is_example = is_example
+        self._run = run
+
+    def __call__(self, batch: np.ndarray) -> dict[str, np.ndarray]:
+        """A batch of whatever the export takes -> every output by its classical name."""
+        return self._run(batch)
+
+    def detect(self, encoded: bytes) -> Found:
+        """Detections in one encoded image (JPEG, PNG, GIF or BMP), whatever the export's input type."""
+        outputs = self(self._batch_of_one(encoded))
+        count = int(outputs["num_detections"][0])
+        boxes, scores, classes = (outputs[f"detection_{name}"][0][:count] for name in ("boxes", "scores", "classes"))
+        return Found(boxes, scores, classes.astype(np.int32))
+
+    def _batch_of_one(self, encoded: bytes) -> np.ndarray:
+        if self.input_spec.dtype == tf.string:
+            return np.array([_as_example(encoded) if self._is_example else encoded], dtype=object)
+        image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+        height, width = self.input_spec.shape[1:3]
+        if height is not None or width is not None:
+            # The export fixed a size that the photograph need not have. Boxes are normalised, so nothing is lost.
+            image = tf.image.resize(image, [height or image.shape[0], width or image.shape[1]])
+        image = tf.cast(tf.round(tf.cast(image, tf.float32)), self.input_spec.dtype)
+        copies = self.input_spec.shape[0] or 1
+        return np.repeat(image.numpy()[None], copies, axis=0)
+
+
+def load(path: str | Path) -> ExportedDetector:
+    """Loads a frozen graph (`.pb`), a SavedModel directory, or an export directory that holds either.
+
+    Raises:
+      UserError: nothing of the kind is at `path`, or it is a graph without a classical input.
+    """
+    path = Path(path)
+    if (path / "saved_model.pb").is_file():
+        return _load_saved_model(path)
+    if (path / saved_model.DIRECTORY_NAME / "saved_model.pb").is_file():
+        return _load_saved_model(path / saved_model.DIRECTORY_NAME)
+    if (path / frozen_graph.FILE_NAME).is_file():
+        path = path / frozen_graph.FILE_NAME
+    if path.is_file():
+        return _load_frozen_graph(path)
+    raise UserError(f"{path}: found neither a frozen graph (a .pb file) nor a SavedModel (a directory with "
+                    "saved_model.pb); write one with `od-finetune export`")
+
+
+def _load_frozen_graph(path: Path) -> ExportedDetector:
+    graph_def = tf.compat.v1.GraphDef()
+    try:
+        graph_def.ParseFromString(path.read_bytes())
+    except Exception as error:  # protobuf's DecodeError has no stable import path
+        raise UserError(f"{path} is no frozen graph: {error}") from error
+    names = [node.name for node in graph_def.node if node.op == "Placeholder" and node.name in INPUT_TYPES]
+    if not names:
+        raise UserError(f"{path} has none of the inputs {', '.join(INPUT_TYPES)}; is it a detector's frozen graph?")
+    with tf.Graph().as_default() as graph:
+        tf.import_graph_def(graph_def, name="")
+    placeholder = graph.get_tensor_by_name(f"{names[0]}:0")
+    outputs = {
+        op.name: op.outputs[0] for op in graph.get_operations()
+        if op.name.startswith(_OUTPUT_PREFIXES) and "/" not in op.name
+    }
+    session = tf.compat.v1.Session(graph=graph)
+    spec = tf.TensorSpec(placeholder.shape, placeholder.dtype, name=names[0])
+    return ExportedDetector(spec, names[0] == TF_EXAMPLE, lambda batch: session.run(outputs, {placeholder: batch}))
+
+
+def _load_saved_model(path: Path) -> ExportedDetector:
+    function = tf.saved_model.load(str(path)).signatures[saved_model.SIGNATURE]
+    ((name, spec),) = function.structured_input_signature[1].items()
+
+    def run(batch: np.ndarray) -> dict[str, np.ndarray]:
+        outputs = function(**{name: tf.constant(batch, spec.dtype)})
+        return {key: value.numpy() for key, value in outputs.items()}
+
+    return ExportedDetector(spec, _parses_examples(function.graph), run)
+
+
+def _parses_examples(graph: tf.Graph) -> bool:
+    """Whether a string input is a tf.Example: a signature does not tell, the ops do."""
+    graph_def = graph.as_graph_def()
+    nodes = [*graph_def.node, *(node for function in graph_def.library.function for node in function.node_def)]
+    return any(node.op in ("ParseExample", "ParseExampleV2", "ParseSingleExample") for node in nodes)
+
+
+def _as_example(encoded: bytes) -> bytes:
+    feature = {"image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[encoded]))}
+    return tf.train.Example(features=tf.train.Features(feature=feature)).SerializeToString()
