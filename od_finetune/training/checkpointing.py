@@ -1,0 +1,187 @@
+"""A run's own checkpoints: written whole, restored exactly, refused if they are another model's.
+
+Objects: `step`, `optimizer` (slots of the trained variables), `model` (every variable by canonical name) and
+`moving_average` (shadows by canonical name, empty where none are kept).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import tensorflow as tf
+from absl import logging
+
+from od_finetune import names
+from od_finetune.errors import UserError
+from od_finetune.training.trainer import Trainer
+
+PREFIX = "ckpt"
+_VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
+_NUMBER = re.compile(rf"{PREFIX}-(\d+)\.index$")
+
+
+def candidates(directory: str | Path) -> list[str]:
+    """Checkpoint paths in `directory` that have an index file, newest (highest step) first.
+
+    TensorFlow writes the index last and renames it into place, so a checkpoint that a kill cut short has none.
+    """
+    found = {int(m.group(1)): p for p in Path(directory).glob(f"{PREFIX}-*.index") if (m := _NUMBER.search(p.name))}
+    return [str(found[number]).removesuffix(".index") for number in sorted(found, reverse=True)]
+
+
+def training_checkpoint(trainer: Trainer) -> tf.train.Checkpoint:
+    """Everything a run needs to continue, as one checkpoint object."""
+    averages = trainer.moving_average.shadows if trainer.moving_average is not None else {}
+    return tf.train.Checkpoint(
+        step=trainer.global_step,
+        optimizer=trainer.optimizer,
+        model=trainer.detector.named_variables(),
+        moving_average=dict(averages),
+    )
+
+
+class Checkpoints:
+    """The checkpoints of one model_dir."""
+
+    def __init__(
+        self, trainer: Trainer, directory: str | Path, keep: int = 5, keep_every_n_hours: float | None = None
+    ) -> None:
+        """Args:
+        keep: how many of the newest to keep; 0 keeps all.
+        keep_every_n_hours: besides, keep one of each such interval for good.
+        """
+        self.trainer = trainer
+        self.directory = Path(directory)
+        self.checkpoint = training_checkpoint(trainer)
+        self._manager = tf.train.CheckpointManager(
+            self.checkpoint,
+            str(directory),
+            max_to_keep=keep or None,
+            keep_checkpoint_every_n_hours=keep_every_n_hours,
+            checkpoint_name=PREFIX,
+        )
+        self.latest: str | None = None  # path of the newest good one this run restored or wrote
+        self._saved_step: int | None = None
+
+    def save(self) -> str:
+        """Writes the present state, unless this step is saved already; returns the path."""
+        step = int(self.trainer.global_step)
+        if self._saved_step != step or self.latest is None:
+            self.latest = self._manager.save(checkpoint_number=step)
+            self._saved_step = step
+        return self.latest
+
+    def restore(self) -> str | None:
+        """Restores the newest checkpoint that can be read; None where the directory has none.
+
+        Raises:
+          UserError: checkpoints exist, but none can be read, or they are another model's.
+        """
+        paths = candidates(self.directory)
+        failures: list[str] = []
+        for path in paths:
+            try:
+                self._restore(path)
+            except tf.errors.OpError as error:
+                failures.append(f"{path}: {error.message.splitlines()[0]}")
+                logging.warning("Checkpoint %s can't be read (%s); trying the one before.", path, error.message)
+                continue
+            self.latest = path
+            self._saved_step = int(self.trainer.global_step)
+            return path
+        if failures:
+            raise UserError(
+                "No checkpoint in model_dir can be read:\n  " + "\n  ".join(failures) + "\nRemove them to start anew, "
+                "or name another model_dir."
+            )
+        return None
+
+    def _restore(self, path: str) -> None:
+        shapes = tf.train.load_checkpoint(path).get_variable_to_shape_map()
+        _check_same_model(path, _stored(shapes, "model"), self.trainer.detector.named_variables())
+        self.checkpoint.restore(path).expect_partial()
+        self._start_missing_state(path, shapes)
+
+    def _start_missing_state(self, path: str, shapes: Mapping[str, list[int]]) -> None:
+        """Says which optimiser state the checkpoint lacks (freezing or optimiser changed), starts new averages."""
+        trainer = self.trainer
+        slots = [
+            f"model/{_escape(name)}/.OPTIMIZER_SLOT/optimizer/{slot}{_VALUE}"
+            for name in trainer.variables
+            for slot in trainer.optimizer.get_slot_names()
+        ]
+        missing = sum(slot not in shapes for slot in slots)
+        if missing:
+            logging.warning(
+                "%s lacks %d of %d optimizer slots (the optimizer or what is frozen has changed since): these start "
+                "anew.", path, missing, len(slots)
+            )
+        if trainer.moving_average is not None:
+            averaged = _stored(shapes, "moving_average")
+            trainer.moving_average.reset(name for name in trainer.variables if name not in averaged)
+
+
+def load_weights(path: str, variables: Mapping[str, tf.Variable], use_moving_averages: bool = False) -> int:
+    """Assigns the weights of a run's checkpoint to a detector's variables; returns the checkpoint's step.
+
+    Args:
+      path: as `candidates` gives it.
+      variables: every variable of the detector by canonical name.
+      use_moving_averages: where the checkpoint has a variable's average, take that.
+
+    Raises:
+      UserError: the checkpoint is another model's, can't be read, or has no averages where they are asked for.
+    """
+    try:
+        shapes = tf.train.load_checkpoint(path).get_variable_to_shape_map()
+        _check_same_model(path, _stored(shapes, "model"), variables)
+        step = tf.Variable(0, dtype=tf.int64, trainable=False)
+        tf.train.Checkpoint(step=step, model=dict(variables)).restore(path).expect_partial()
+        if use_moving_averages:
+            averaged = {name: variables[name] for name in _stored(shapes, "moving_average")}
+            if not averaged:
+                raise UserError(
+                    f"{path} holds no moving averages (it was trained with optimizer.use_moving_average false); "
+                    "set eval_config.use_moving_averages to false."
+                )
+            tf.train.Checkpoint(moving_average=averaged).restore(path).expect_partial()
+    except tf.errors.OpError as error:
+        raise UserError(f"Checkpoint {path} can't be read: {error.message.splitlines()[0]}") from error
+    return int(step)
+
+
+def _stored(shapes: Mapping[str, list[int]], branch: str) -> dict[str, tuple[int, ...]]:
+    """Shape by canonical name of what a checkpoint holds under `model` or `moving_average`."""
+    return {
+        _unescape(key[len(branch) + 1 : -len(_VALUE)]): tuple(shape)
+        for key, shape in shapes.items()
+        if key.startswith(f"{branch}/") and key.endswith(_VALUE) and "/.OPTIMIZER_SLOT/" not in key
+    }
+
+
+def _escape(name: str) -> str:
+    # TensorFlow's escaping of "/" in an object path.
+    return name.replace(".", "..").replace("/", ".S")
+
+
+def _unescape(name: str) -> str:
+    return name.replace(".S", "/").replace("..", ".")
+
+
+def _check_same_model(
+    path: str, stored: Mapping[str, tuple[int, ...]], variables: Mapping[str, tf.Variable]
+) -> None:
+    wanted = {name: tuple(variable.shape) for name, variable in variables.items()}
+    if stored == wanted:
+        return
+    differing = [f"{n} has shape {stored[n]}, the config's {s}" for n, s in wanted.items() if stored.get(n, s) != s]
+    missing = sorted(wanted.keys() - stored.keys())
+    unknown = sorted(stored.keys() - wanted.keys())
+    found = differing + [f"{n} is missing" for n in missing] + [f"{n} is not in this model" for n in unknown]
+    near = f" (it has {', '.join(names.nearest(missing[0], unknown))})" if missing and unknown else ""
+    raise UserError(
+        f"{path} is a checkpoint of another config: {len(found)} variables differ, e.g. {'; '.join(found[:3])}{near}. "
+        "Name another model_dir, or the config that this one was trained with."
+    )

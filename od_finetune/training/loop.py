@@ -1,0 +1,326 @@
+"""The outer loop: train, save, evaluate, keep the best, stop; and evaluation of checkpoints as they appear."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
+
+import orbit
+import tensorflow as tf
+from absl import logging
+
+from od_finetune import fields
+from od_finetune.errors import UserError
+from od_finetune.training import checkpointing
+from od_finetune.training.best import Best, BestSettings
+from od_finetune.training.checkpointing import Checkpoints
+from od_finetune.training.evaluator import Evaluator, Interrupted
+from od_finetune.training.progress import Progress
+from od_finetune.training.trainer import NotFiniteError, Trainer
+
+# Python handles a signal only between calls of the traced loop, so a call should not take much longer than this.
+_SECONDS_PER_CALL = 2.0
+
+COMPLETED = "completed"
+EARLY_STOPPING = "early stopping"
+END_OF_DATA = "end of data"
+SIGNALLED = "signal"
+
+
+class LoopSettings(NamedTuple):
+    """When to stop, save, log and evaluate; steps."""
+
+    num_steps: int = 0  # 0: until interrupted
+    batch_size: int = 1  # to report images/s
+    checkpoint_every: int = 1000  # 0: only at the end
+    keep_checkpoints: int = 5  # 0: all
+    keep_every_n_hours: float | None = None
+    log_every: int = 100
+    evaluate_every: int = 0  # 0: at every checkpoint
+    evaluate_averages: bool = False  # evaluate the moving averages of the weights
+
+
+class Outcome(NamedTuple):
+    """How a run ended."""
+
+    step: int
+    reason: str
+    exit_code: int  # 0, or 128 + signal number as shells report it (SIGINT 130, SIGTERM 143)
+    results: dict[str, float]  # of the last evaluation
+    checkpoint: str
+
+
+class StopRequest:
+    """Within it, SIGTERM and SIGINT ask for a stop instead of killing; a second SIGINT interrupts at once."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before: dict[int, object] = {}
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    def __enter__(self) -> StopRequest:
+        # Python allows handlers in the main thread only; elsewhere the host program keeps its own.
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, _: FrameType | None) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+
+
+class _EndOfData(Exception):
+    """Leaves orbit's controller, which would call an exhausted trainer for ever."""
+
+
+class _Scalars(orbit.utils.SummaryManager):
+    """Writes at log intervals only, where orbit would write after every call of the trainer."""
+
+    logging_now = False
+
+    def write_summaries(self, summary_dict: dict[str, object]) -> None:
+        if self.logging_now:
+            super().write_summaries(summary_dict)
+
+
+class TrainingLoop:
+    """Trains in `model_dir` until done, continuing from the newest checkpoint there.
+
+    Scalars go to `model_dir/train` and `model_dir/eval`, the best checkpoint to `model_dir/best`.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        model_dir: str | Path,
+        settings: LoopSettings,
+        make_dataset: Callable[[int], tf.data.Dataset],
+        evaluator: Evaluator | None = None,
+        best: BestSettings | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """Args:
+        make_dataset: number of batches to skip -> the training dataset from there on; called once, with the
+          step that training starts at.
+        best: how the best checkpoint is chosen; needs an evaluator.
+        """
+        if settings.evaluate_averages and trainer.moving_average is None:
+            raise UserError("Averages are to be evaluated, but optimizer.use_moving_average is false.")
+        self.trainer = trainer
+        self.settings = settings
+        self.evaluator = evaluator
+        self.model_dir = Path(model_dir)
+        self.model_dir.mkdir(parents=True, exist_ok=True)
+        self.checkpoints = Checkpoints(
+            trainer, model_dir, settings.keep_checkpoints, settings.keep_every_n_hours or None
+        )
+        self.best = None
+        if evaluator is not None and best is not None:
+            self.best = Best(self.model_dir / "best", self.checkpoints.checkpoint, best)
+        self.progress = progress or Progress(settings.num_steps, settings.batch_size)
+        self.stop = StopRequest()
+        self._make_dataset = make_dataset
+        self._scalars = _Scalars(str(self.model_dir / "train"), tf.summary.scalar, trainer.global_step)
+        self._results: dict[str, float] = {}
+        self._evaluated_step: int | None = None
+        if evaluator is not None:
+            evaluator.should_stop = lambda: bool(self.stop)
+
+    @property
+    def step(self) -> int:
+        """Updates made so far, those before a resume included."""
+        return int(self.trainer.global_step)
+
+    def run(self) -> Outcome:
+        """Restores, trains, saves; see `Outcome` for how it can end.
+
+        Raises:
+          NotFiniteError: names the step, the batch's records and the last good checkpoint.
+          UserError: the input pipeline failed (what was trained until then is saved), or model_dir's checkpoints
+            are unreadable or another config's.
+        """
+        restored = self.checkpoints.restore()
+        if restored:
+            self.progress.note(f"Continuing from {restored} at step {self.step}.")
+        self.trainer.train_dataset = self._make_dataset(self.step)
+        controller = self._controller()
+        self.progress.start(self.step)
+        with self.stop:
+            try:
+                reason = self._train(controller)
+            except NotFiniteError as error:
+                good = self.checkpoints.latest or "none was written yet"
+                raise NotFiniteError(f"{error} The last good checkpoint: {good}.") from None
+            except UserError:
+                self.checkpoints.save()
+                raise
+        exit_code = 128 + self.stop.signal if self.stop.signal is not None else 0
+        return Outcome(self.step, reason, exit_code, self._results, self.checkpoints.save())
+
+    def _controller(self) -> orbit.Controller:
+        return orbit.Controller(
+            global_step=self.trainer.global_step,
+            trainer=self.trainer,
+            evaluator=self.evaluator,
+            train_actions=[self._after_steps],
+            steps_per_loop=2**31 - 1,  # _next_stop decides how many
+            summary_manager=self._scalars,
+            eval_summary_dir=str(self.model_dir / "eval"),
+        )
+
+    def _train(self, controller: orbit.Controller) -> str:
+        reason = COMPLETED
+        while not self.stop and not self._complete():
+            try:
+                with _quiet():
+                    controller.train(self._next_stop(), checkpoint_at_completion=False)
+            except _EndOfData:
+                reason = END_OF_DATA
+                break
+            started = time.perf_counter()
+            self._save_and_evaluate(controller)
+            self.progress.pause(time.perf_counter() - started)
+            if self.best is not None and self.best.out_of_patience:
+                self.progress.note(f"{self.best.settings.metric} stopped improving: stopping at step {self.step}.")
+                return EARLY_STOPPING
+        self.checkpoints.save()
+        if not self.stop and self._evaluated_step != self.step:
+            self._evaluate(controller)
+        if self.stop:
+            self.progress.note(f"Stopped by signal {self.stop.signal}; saved {self.checkpoints.latest}.")
+            return SIGNALLED
+        return reason
+
+    def _complete(self) -> bool:
+        return bool(self.settings.num_steps) and self.step >= self.settings.num_steps
+
+    def _next_stop(self) -> int:
+        """Train up to this step in one call: the next one at which something is due, or about two seconds on."""
+        step = self.step
+        intervals = (self.settings.checkpoint_every, self.settings.log_every, self.settings.evaluate_every)
+        due = [step + interval - step % interval for interval in intervals if interval]
+        if self.settings.num_steps:
+            due.append(self.settings.num_steps)
+        rate = self.progress.steps_per_second(step)
+        return min([*due, step + max(1, int(rate * _SECONDS_PER_CALL))])
+
+    def _after_steps(self, output: dict[str, tf.Tensor]) -> None:
+        """The train action: progress line, scalars at log intervals, end of data."""
+        step = self.step
+        due = bool(self.settings.log_every) and step % self.settings.log_every == 0
+        due = due or self._complete() or self.trainer.exhausted
+        if fields.TOTAL_LOSS in output:
+            values = {"loss": float(output[fields.TOTAL_LOSS]), "lr": float(output["learning_rate"])}
+            self.progress.show(step, values, last=due)
+        self._scalars.logging_now = due
+        if due:
+            output["images_per_second"] = self.progress.steps_per_second(step) * self.settings.batch_size
+            self.trainer.reset_means()
+            self.progress.start(step)
+        if self.trainer.exhausted:
+            self.progress.note(f"The training data ended at step {step}.")
+            raise _EndOfData
+
+    def _save_and_evaluate(self, controller: orbit.Controller) -> None:
+        step, settings = self.step, self.settings
+        save = bool(settings.checkpoint_every) and step % settings.checkpoint_every == 0
+        save = save or self._complete()
+        evaluate = step % settings.evaluate_every == 0 if settings.evaluate_every else save
+        if save or evaluate:  # what is evaluated is saved first, so that a stop during evaluation loses nothing
+            self.checkpoints.save()
+        if evaluate and not self.stop:
+            self._evaluate(controller)
+
+    def _evaluate(self, controller: orbit.Controller) -> None:
+        if self.evaluator is None:
+            return
+        averages = self.trainer.moving_average if self.settings.evaluate_averages else None
+        try:
+            with _quiet(), averages.applied() if averages is not None else contextlib.nullcontext():
+                results = controller.evaluate()
+        except Interrupted:
+            return
+        self._results = {name: float(value) for name, value in results.items()}
+        self._evaluated_step = self.step
+        primary = self.evaluator.primary
+        self.progress.note(f"Evaluation at step {self.step}: {primary} {self._results[primary]:.4f}")
+        if self.best is not None and self.best.update(self._results, self.step):
+            self.progress.note(f"Best {self.best.settings.metric} so far; kept in {self.best.directory}.")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps orbit's and pycocotools' prints, which would tear the progress line, out of stdout."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        yield
+    logging.debug("%s", said.getvalue())
+
+
+def evaluate_checkpoints(
+    evaluator: Evaluator,
+    checkpoint_dir: str | Path,
+    summary_dir: str | Path,
+    use_moving_averages: bool = False,
+    run_once: bool = False,
+    timeout: float | None = None,
+    interval: float = 0.0,
+    last_step: int = 0,
+    on_results: Callable[[int, dict[str, float]], None] | None = None,
+) -> dict[str, float]:
+    """Evaluates a run's checkpoints, without training: the newest once, or each new one as it appears.
+
+    Args:
+      checkpoint_dir: where a run writes its checkpoints.
+      summary_dir: for TensorBoard.
+      run_once: evaluate the newest checkpoint and return.
+      timeout: seconds to wait for a further checkpoint before returning; None waits for ever.
+      interval: least seconds between two evaluations.
+      last_step: return once a checkpoint of this step was evaluated; 0: never for this reason.
+      on_results: called with step and results of each evaluation.
+
+    Returns:
+      The last evaluation's results.
+
+    Raises:
+      UserError: there is no checkpoint (within `timeout`), or it is another model's.
+    """
+    step = tf.Variable(0, dtype=tf.int64, trainable=False)
+    controller = orbit.Controller(global_step=step, evaluator=evaluator, eval_summary_dir=str(summary_dir))
+    results: dict[str, float] | None = None
+    for path in _newest_once(checkpoint_dir) if run_once else _appearing(checkpoint_dir, timeout, interval):
+        step.assign(checkpointing.load_weights(path, evaluator.detector.named_variables(), use_moving_averages))
+        with _quiet():
+            results = {name: float(value) for name, value in controller.evaluate().items()}
+        if on_results is not None:
+            on_results(int(step), results)
+        if last_step and int(step) >= last_step:
+            break
+    if results is None:
+        raise UserError(
+            f"There is no checkpoint in {checkpoint_dir} (looked for {checkpointing.PREFIX}-*.index); "
+            "train first, or name the model_dir of a run."
+        )
+    return results
+
+
+def _newest_once(directory: str | Path) -> list[str]:
+    return checkpointing.candidates(directory)[:1]
+
+
+def _appearing(directory: str | Path, timeout: float | None, interval: float) -> Iterator[str]:
+    yield from tf.train.checkpoints_iterator(str(directory), min_interval_secs=interval, timeout=timeout)

@@ -1,0 +1,182 @@
+"""One training step, and the errors that stop a run."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import orbit
+import tensorflow as tf
+
+from od_finetune import fields
+from od_finetune.errors import UserError
+from od_finetune.training.freeze import FreezePlan
+from od_finetune.training.optimizers import MovingAverage, Optimizer
+
+_NOT_FINITE = "the loss or its gradient is not finite"
+# TensorFlow appends graph positions to what an operation of the input pipeline reports.
+_GRAPH_NOISE = re.compile(r"\s*\[\[.*|\s*\[Op:.*|^.*Error in user-defined function passed to .*?: ", re.S)
+
+
+class NotFiniteError(UserError):
+    """The loss turned NaN or infinite; names the step and the records of the batch."""
+
+
+class TrainerSettings(NamedTuple):
+    """Numbers of a training step."""
+
+    clip_norm: float = 0.0  # largest global norm of the gradient; 0: no clipping
+    bias_multiplier: float = 0.0  # factor on the gradients of biases; 0: none
+    regularize: bool = True  # add the weight decay of trained variables to the loss
+
+
+class Trainer(orbit.StandardTrainer):
+    """Trains what the freeze plan leaves trainable. `train(num_steps)` runs in one traced `tf.function`.
+
+    A step: forward pass in training mode, losses, weight decay of the trained variables, gradients of them,
+    biases' gradients scaled, clipping by global norm (the OD API's TF2 loop; TF1 slim clipped each variable by
+    itself), the optimiser's update, and the moving averages. Nothing of it is copied to the host.
+    """
+
+    def __init__(
+        self,
+        detector: fields.Detector,
+        plan: FreezePlan,
+        optimizer: Optimizer,
+        dataset: tf.data.Dataset | None = None,
+        settings: TrainerSettings | None = None,
+        moving_average_decay: float | None = None,
+    ) -> None:
+        """Applies the plan to the (built, restored) detector and creates optimiser slots and averages.
+
+        Args:
+          dataset: of `fields.Batch`, normally without end; a TrainingLoop sets its own.
+          moving_average_decay: keep an exponential moving average of the trained variables.
+        """
+        super().__init__(dataset)
+        self.detector = detector
+        self.plan = plan
+        self.settings = settings or TrainerSettings()
+        self.global_step = orbit.utils.create_global_step()
+        self.variables = plan.apply(detector)
+        self.optimizer = optimizer
+        optimizer.build(list(self.variables.values()), self.global_step, plan.multipliers)
+        self.moving_average = None
+        if moving_average_decay is not None:
+            self.moving_average = MovingAverage(self.variables, moving_average_decay)
+        self.exhausted = False  # whether the dataset came to its end
+        regularizers = detector.regularizers() if self.settings.regularize else {}
+        self._regularizers = {name: f for name, f in regularizers.items() if name in self.variables}
+        self._sums: dict[str, tf.Variable] = {}  # of each loss since the last train_loop_end
+        self._summed = tf.Variable(0.0, trainable=False)
+        self._keys = tf.Variable([""], shape=[None], trainable=False)
+        self._last_loss = tf.Variable(0.0, trainable=False)
+
+    def losses(self, batch: fields.Batch) -> dict[str, tf.Tensor]:
+        """The detector's losses in training mode, the regularisation loss if there is any, and their total."""
+        inputs = self.detector.normalize(batch.images)
+        predictions = self.detector.predict(inputs, batch.true_shapes, training=True)
+        losses = dict(self.detector.losses(predictions, batch.groundtruth))
+        if self._regularizers:
+            decay = [f(self.variables[name]) for name, f in self._regularizers.items()]
+            losses[fields.REGULARIZATION_LOSS] = tf.add_n(decay)
+        losses[fields.TOTAL_LOSS] = tf.add_n(list(losses.values()))
+        return losses
+
+    def gradients(self, batch: fields.Batch) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor]]:
+        """Losses by name and the total's gradients by variable name (without what the loss does not reach).
+
+        Only trained variables are watched, so that no backward operation and no stored activation exists below
+        the lowest of them.
+        """
+        variables = list(self.variables.values())
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(variables)
+            losses = self.losses(batch)
+        gradients = tape.gradient(losses[fields.TOTAL_LOSS], variables)
+        reached = {n: tf.convert_to_tensor(g) for n, g in zip(self.variables, gradients, strict=True) if g is not None}
+        return losses, reached
+
+    def train_step(self, iterator: tf.data.Iterator) -> None:
+        """One update from the iterator's next batch."""
+        batch = next(iterator)
+        losses, gradients = self.gradients(batch)
+        if self.settings.bias_multiplier:
+            for name in gradients:
+                if name.endswith("/biases"):
+                    gradients[name] *= self.settings.bias_multiplier
+        norm = tf.linalg.global_norm(list(gradients.values()))
+        values = self._checked(batch, losses[fields.TOTAL_LOSS], norm, list(gradients.values()))
+        if self.settings.clip_norm:
+            values, _ = tf.clip_by_global_norm(values, self.settings.clip_norm, use_norm=norm)
+        self.optimizer.apply_gradients(zip(values, [self.variables[name] for name in gradients], strict=True))
+        if self.moving_average is not None:
+            self.moving_average.update()
+        self._record(losses)
+
+    def _checked(
+        self, batch: fields.Batch, loss: tf.Tensor, norm: tf.Tensor, gradients: list[tf.Tensor]
+    ) -> list[tf.Tensor]:
+        """The gradients, which can't be had (so that nothing is updated) unless loss and gradient are finite."""
+        # Kept for the error's message: an Assert's own data would have to be parsed out of text.
+        noted = [self._keys.assign(batch.keys), self._last_loss.assign(loss)]
+        with tf.control_dependencies(noted):
+            check = tf.debugging.Assert(tf.math.is_finite(loss) & tf.math.is_finite(norm), [_NOT_FINITE])
+        with tf.control_dependencies([check]):
+            return [tf.identity(gradient) for gradient in gradients]
+
+    def _record(self, losses: dict[str, tf.Tensor]) -> None:
+        for name, value in losses.items():
+            if name not in self._sums:  # the detector alone knows its losses, so these come with the first trace
+                with tf.init_scope():
+                    self._sums[name] = tf.Variable(0.0, trainable=False)
+            self._sums[name].assign_add(value)
+        self._summed.assign_add(1.0)
+
+    def train(self, num_steps: tf.Tensor) -> orbit.runner.Output | None:
+        """Runs `num_steps` steps (int32 scalar tensor), fewer where the dataset ends (see `exhausted`).
+
+        Raises:
+          NotFiniteError: loss or gradient is NaN or infinite; the weights are those before that step.
+          UserError: the input pipeline failed; carries its message.
+        """
+        try:
+            return super().train(num_steps)
+        except tf.errors.OutOfRangeError:
+            self.exhausted = True
+            return self.train_loop_end()
+        except tf.errors.OpError as error:
+            if _NOT_FINITE in error.message:
+                raise NotFiniteError(self._not_finite_message()) from None
+            reported = input_error(error)
+            if reported is None:
+                raise
+            raise reported from error
+
+    def train_loop_end(self) -> dict[str, tf.Tensor]:
+        """Mean of each loss since the last call of `reset_means`, and the learning rate."""
+        count = tf.maximum(self._summed, 1.0)
+        means = {name: total / count for name, total in self._sums.items()}
+        return {**means, "learning_rate": self.optimizer.current_rate()}
+
+    def reset_means(self) -> None:
+        """Starts the means of `train_loop_end` afresh."""
+        for variable in (*self._sums.values(), self._summed):
+            variable.assign(0.0)
+
+    def _not_finite_message(self) -> str:
+        keys = ", ".join(key.decode("utf-8", "replace") for key in self._keys.numpy())
+        return (
+            f"Step {int(self.global_step) + 1}: {_NOT_FINITE} (loss {float(self._last_loss):g}). The batch holds the "
+            f"records: {keys}. Its update was not applied. Look for broken boxes in these records; otherwise lower the "
+            "learning rate, lengthen its warm-up, or set gradient_clipping_by_norm."
+        )
+
+
+def input_error(error: tf.errors.OpError) -> UserError | None:
+    """What an input pipeline reported as an error for the user; None if `error` does not come from one."""
+    from_data = isinstance(error, tf.errors.DataLossError | tf.errors.NotFoundError)
+    if not from_data and "IteratorGetNext" not in error.message:
+        return None
+    message = _GRAPH_NOISE.sub("", error.message).strip()
+    return UserError(f"The input pipeline failed: {message}")
