@@ -1,12 +1,16 @@
-"""EvalConfig -> metrics.
+"""EvalConfig -> metrics, and what pictures of detections show.
 
-Acted on here: `metrics_set`, `include_metrics_per_category`, `all_metrics_per_category`, `super_categories`.
+Acted on here: `metrics_set`, `include_metrics_per_category`, `all_metrics_per_category`, `super_categories`;
+`min_score_threshold`, `max_num_boxes_to_visualize`, `skip_scores`, `skip_labels`, `visualize_groundtruth_boxes`,
+`groundtruth_box_visualization_color`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
+
+from PIL import ImageColor
 
 from od_finetune import fields
 from od_finetune.data.label_map import LabelMap
@@ -15,6 +19,7 @@ from od_finetune.metrics.coco import CocoDetectionMetrics
 from od_finetune.metrics.pascal_voc import PascalVocMetrics
 from od_finetune.names import nearest
 from od_finetune.protos import eval_pb2
+from od_finetune.visualization import Style
 
 DEFAULT = "coco_detection_metrics"
 
@@ -83,6 +88,28 @@ def build_metrics(eval_config: eval_pb2.EvalConfig, label_map: LabelMap) -> list
             raise UserError(_unknown("metrics_set", "metric", name, TABLE, name in ELSEWHERE))
         metrics.append(TABLE[name](eval_config, names))
     return metrics
+
+
+def build_style(eval_config: eval_pb2.EvalConfig) -> Style:
+    """What pictures of detections beside ground truth show.
+
+    Raises:
+      UserError: an unknown colour.
+    """
+    color = eval_config.groundtruth_box_visualization_color
+    try:
+        rgb = ImageColor.getrgb(color)[:3]
+    except ValueError as error:
+        text = _unknown("groundtruth_box_visualization_color", "colour", color, ImageColor.colormap)
+        raise UserError(text) from error
+    return Style(
+        min_score=eval_config.min_score_threshold,
+        max_boxes=eval_config.max_num_boxes_to_visualize,
+        skip_scores=eval_config.skip_scores,
+        skip_labels=eval_config.skip_labels,
+        groundtruth_on_prediction=eval_config.visualize_groundtruth_boxes,
+        groundtruth_color=rgb,
+    )
 
 
 def _super_categories(config: eval_pb2.EvalConfig, names: Mapping[int, str]) -> dict[str, Sequence[str]]:
