@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
 
-import tensorflow as tf
 from google.protobuf import text_format
 
 from od_finetune.data.label_map import Label, LabelMap
@@ -20,10 +20,7 @@ def load_label_map(path: str) -> LabelMap:
     Raises:
       UserError: no such file; not a label map, with line and column.
     """
-    if not tf.io.gfile.exists(path) or tf.io.gfile.isdir(path):
-        raise UserError(f"label_map_path: no file {path!r}; expected a .pbtxt with one item {{ id name }} per class")
-    with tf.io.gfile.GFile(path, "rb") as file:
-        content = file.read()
+    content = _read(path)
     try:
         text = content.decode("utf-8")
         message = text_format.Parse(text, string_int_label_map_pb2.StringIntLabelMap())
@@ -34,9 +31,23 @@ def load_label_map(path: str) -> LabelMap:
     labels = []
     for number, item in enumerate(message.item, 1):
         if not item.HasField("id"):
-            raise UserError(f"{path}: item {number} ({item.name or item.display_name!r}) has no id, expected one from 1")
+            name = item.name or item.display_name
+            raise UserError(f"{path}: item {number} ({name!r}) has no id, expected one from 1")
         labels.append(Label(item.id, item.name or item.display_name, item.display_name or item.name))
     return LabelMap(tuple(labels), path)
+
+
+def _read(path: str) -> bytes:
+    if "://" in path:  # only such paths are worth the seconds that loading TensorFlow takes
+        from tensorflow.io import gfile
+
+        if gfile.exists(path):
+            with gfile.GFile(path, "rb") as file:
+                return file.read()
+    elif os.path.isfile(path):
+        with open(path, "rb") as file:
+            return file.read()
+    raise UserError(f"label_map_path: no file {path!r}; expected a .pbtxt with one item {{ id name }} per class")
 
 
 def _parse_message(path: str, error: text_format.ParseError) -> str:

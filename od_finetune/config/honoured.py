@@ -1,0 +1,348 @@
+"""What od_finetune does with every field of the config language.
+
+Each field of each message stands in exactly one of three tables:
+
+- HONOURED: it does what its comment in `protos/` says;
+- WITHOUT_EFFECT: it tunes machinery that od_finetune does not have, and leaving it out changes no result;
+- UNHONOURED: it asks for something od_finetune cannot do (yet); a run refuses it.
+
+Whoever implements a field moves its name. Messages are called by their name within the package `od_finetune.protos`.
+The steps of PreprocessingStep are not listed: those in `config/augmentation.py: TABLE` are honoured, the others not.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+
+from od_finetune.config import tables
+
+ALL = "*"
+STEPS = "PreprocessingStep"
+
+
+class Status(enum.Enum):
+    """What happens to a field that is set."""
+
+    HONOURED = "honoured"
+    WITHOUT_EFFECT = "without effect"
+    UNHONOURED = "not honoured"
+
+
+HONOURED: dict[str, str] = {
+    # The pipeline
+    "TrainEvalPipelineConfig": "model train_config train_input_reader eval_config eval_input_reader",
+    "DetectionModel": "ssd",
+    # SSD
+    "Ssd": "num_classes image_resizer feature_extractor box_coder matcher similarity_calculator "
+    "encode_background_as_zeros negative_class_weight box_predictor anchor_generator post_processing "
+    "normalize_loss_by_num_matches normalize_loc_loss_by_codesize loss freeze_batchnorm add_background_class "
+    "explicit_background_class",
+    "SsdFeatureExtractor": "type depth_multiplier min_depth conv_hyperparams "
+    "override_base_feature_extractor_hyperparams pad_to_multiple use_explicit_padding use_depthwise num_layers",
+    "BoxPredictor": "convolutional_box_predictor",
+    "ConvolutionalBoxPredictor": ALL,
+    "ConvolutionalBoxPredictor.BoxEncodingsClipRange": ALL,
+    # Layers
+    "Hyperparams": "regularizer initializer activation batch_norm sync_batch_norm group_norm regularize_depthwise "
+    "force_use_bias",
+    "Regularizer": ALL,
+    "L1Regularizer": ALL,
+    "L2Regularizer": ALL,
+    "Initializer": ALL,
+    "TruncatedNormalInitializer": ALL,
+    "VarianceScalingInitializer": ALL,
+    "RandomNormalInitializer": ALL,
+    "BatchNorm": ALL,
+    "GroupNorm": ALL,
+    # Images
+    "ImageResizer": ALL,
+    "KeepAspectRatioResizer": ALL,
+    "FixedShapeResizer": ALL,
+    "ConditionalShapeResizer": ALL,
+    "PadToMultipleResizer": ALL,
+    "IdentityResizer": ALL,
+    # Boxes
+    "AnchorGenerator": "grid_anchor_generator ssd_anchor_generator multiscale_anchor_generator",
+    "GridAnchorGenerator": ALL,
+    "SsdAnchorGenerator": ALL,
+    "MultiscaleAnchorGenerator": ALL,
+    "BoxCoder": ALL,
+    "FasterRcnnBoxCoder": ALL,
+    "MeanStddevBoxCoder": ALL,
+    "SquareBoxCoder": ALL,
+    "KeypointBoxCoder": ALL,
+    "Matcher": ALL,
+    "ArgMaxMatcher": "matched_threshold unmatched_threshold ignore_thresholds negatives_lower_than_unmatched "
+    "force_match_for_each_row",
+    "RegionSimilarityCalculator": ALL,
+    "NegSqDistSimilarity": ALL,
+    "IouSimilarity": ALL,
+    "IoaSimilarity": ALL,
+    "ThresholdedIouSimilarity": ALL,
+    # Losses
+    "Loss": ALL,
+    "Loss.EqualizationLoss": ALL,
+    "LocalizationLoss": ALL,
+    "WeightedL2LocalizationLoss": "",
+    "WeightedSmoothL1LocalizationLoss": "delta",
+    "WeightedIOULocalizationLoss": ALL,
+    "WeightedGIOULocalizationLoss": ALL,
+    "L1LocalizationLoss": ALL,
+    "ClassificationLoss": ALL,
+    "WeightedSigmoidClassificationLoss": "",
+    "WeightedSoftmaxClassificationLoss": "logit_scale",
+    "WeightedSoftmaxClassificationAgainstLogitsLoss": "logit_scale",
+    "BootstrappedSigmoidClassificationLoss": "alpha hard_bootstrap",
+    "SigmoidFocalClassificationLoss": "gamma alpha",
+    "PenaltyReducedLogisticFocalLoss": ALL,
+    "WeightedDiceClassificationLoss": ALL,
+    "HardExampleMiner": ALL,
+    "RandomExampleSampler": ALL,
+    # Post-processing
+    "PostProcessing": "batch_non_max_suppression score_converter logit_scale calibration_config",
+    "BatchNonMaxSuppression": "score_threshold iou_threshold max_detections_per_class max_total_detections "
+    "use_class_agnostic_nms max_classes_per_detection soft_nms_sigma change_coordinate_frame use_hard_nms",
+    "CalibrationConfig": ALL,
+    "FunctionApproximation": ALL,
+    "ClassIdFunctionApproximations": ALL,
+    "SigmoidCalibration": ALL,
+    "ClassIdSigmoidCalibrations": ALL,
+    "TemperatureScalingCalibration": ALL,
+    "XYPairs": "x_y_pair",
+    "XYPairs.XYPair": ALL,
+    "SigmoidParameters": ALL,
+    # Training
+    "TrainConfig": "batch_size data_augmentation_options keep_checkpoint_every_n_hours optimizer "
+    "gradient_clipping_by_norm fine_tune_checkpoint fine_tune_checkpoint_type fine_tune_checkpoint_version "
+    "from_detection_checkpoint load_all_detection_checkpoint_vars num_steps bias_grad_multiplier "
+    "update_trainable_variables freeze_variables merge_multiple_label_boxes add_regularization_loss "
+    "learning_rate_multiplier checkpoint_every_n_steps max_checkpoints_to_keep seed log_every_n_steps",
+    "LearningRateMultiplier": ALL,
+    "Optimizer": ALL,
+    "RMSPropOptimizer": ALL,
+    "MomentumOptimizer": ALL,
+    "AdamOptimizer": ALL,
+    "LearningRate": ALL,
+    "ConstantLearningRate": ALL,
+    "ExponentialDecayLearningRate": ALL,
+    "ManualStepLearningRate": ALL,
+    "ManualStepLearningRate.LearningRateSchedule": ALL,
+    "CosineDecayLearningRate": ALL,
+    # Evaluation
+    "EvalConfig": "batch_size num_visualizations num_examples eval_interval_secs max_evals metrics_set "
+    "use_moving_averages min_score_threshold max_num_boxes_to_visualize skip_scores skip_labels "
+    "include_metrics_per_category all_metrics_per_category eval_every_n_steps best_metric best_metric_is_loss "
+    "early_stopping_patience early_stopping_min_delta",
+    # Data
+    "InputReader": "name label_map_path shuffle shuffle_buffer_size filenames_shuffle_buffer_size num_epochs "
+    "sample_1_of_n_examples num_prefetch_batches drop_remainder max_number_of_boxes use_display_name "
+    "tf_record_input_reader sample_from_datasets_weights",
+    "TFRecordInputReader": ALL,
+    "StringIntLabelMap": ALL,
+    "StringIntLabelMapItem": "name id display_name",
+    # Augmentation steps
+    "RandomHorizontalFlip": "probability",
+    "RandomVerticalFlip": "probability",
+    "RandomRotation90": "probability",
+    "RandomPixelValueScale": ALL,
+    "RandomRGBtoGray": ALL,
+    "RandomAdjustBrightness": ALL,
+    "RandomAdjustContrast": ALL,
+    "RandomAdjustHue": ALL,
+    "RandomAdjustSaturation": ALL,
+    "RandomDistortColor": ALL,
+    "RGBtoGray": ALL,
+    "SSDRandomCrop": ALL,
+    "SSDRandomCropOperation": ALL,
+    "SSDRandomCropPad": ALL,
+    "SSDRandomCropPadOperation": ALL,
+    "SSDRandomCropFixedAspectRatio": ALL,
+    "SSDRandomCropFixedAspectRatioOperation": ALL,
+    "SSDRandomCropPadFixedAspectRatio": ALL,
+    "SSDRandomCropPadFixedAspectRatioOperation": ALL,
+}
+
+_BATCHES_BY_TF_DATA = "tf.data tunes its own parallelism and buffers"
+_ONE_MACHINE = "training runs in one process"
+_SAME_RESULT = "another way to compute the same result"
+_LOSS_FORM = "the detector asks each loss for the form it needs"
+
+WITHOUT_EFFECT: dict[str, dict[str, str]] = {
+    "Ssd": {
+        "inplace_batchnorm_update": "moving statistics are always updated with the step",
+        "return_raw_detections_during_predict": "raw detections are always returned",
+    },
+    "Hyperparams": {"op": "the layer that the message describes decides"},
+    "ArgMaxMatcher": {"use_matmul_gather": _SAME_RESULT},
+    "BipartiteMatcher": {"use_matmul_gather": _SAME_RESULT},
+    "WeightedL2LocalizationLoss": {"anchorwise_output": _LOSS_FORM},
+    "WeightedSmoothL1LocalizationLoss": {"anchorwise_output": _LOSS_FORM},
+    "WeightedSigmoidClassificationLoss": {"anchorwise_output": _LOSS_FORM},
+    "WeightedSoftmaxClassificationLoss": {"anchorwise_output": _LOSS_FORM},
+    "WeightedSoftmaxClassificationAgainstLogitsLoss": {"anchorwise_output": _LOSS_FORM},
+    "BootstrappedSigmoidClassificationLoss": {"anchorwise_output": _LOSS_FORM},
+    "SigmoidFocalClassificationLoss": {"anchorwise_output": _LOSS_FORM},
+    "BatchNonMaxSuppression": {
+        "use_static_shapes": _SAME_RESULT,
+        "use_partitioned_nms": _SAME_RESULT,
+        "use_combined_nms": _SAME_RESULT,
+        "use_cpu_nms": _SAME_RESULT,
+    },
+    "XYPairs": {"training_data_type": "a note on how the pairs were found"},
+    "TrainConfig": {
+        "sync_replicas": _ONE_MACHINE,
+        "startup_delay_steps": _ONE_MACHINE,
+        "replicas_to_aggregate": _ONE_MACHINE,
+        "run_fine_tune_checkpoint_dummy_computation": "variables are always built before a checkpoint is read",
+        "batch_queue_capacity": _BATCHES_BY_TF_DATA,
+        "num_batch_queue_threads": _BATCHES_BY_TF_DATA,
+        "prefetch_queue_capacity": _BATCHES_BY_TF_DATA,
+        "max_number_of_boxes": "the input reader's field of this name is what counts",
+        "unpad_groundtruth_tensors": "the losses leave padding out by the number of boxes",
+        "retain_original_images": "training needs none; evaluation pictures have their own field",
+    },
+    "EvalConfig": {
+        "save_graph": "there is no graph to save; SavedModels come from od-finetune export",
+        "eval_master": _ONE_MACHINE,
+        "retain_original_images": "what pictures need is kept",
+        "retain_original_image_additional_channels": "what pictures need is kept",
+        "use_dummy_loss_in_eval": "validation losses are always the real ones",
+        "image_classes_field_map_empty_to_ones": "only metrics with image-level labels ask for it",
+    },
+    "InputReader": {
+        "num_readers": _BATCHES_BY_TF_DATA,
+        "num_parallel_batches": _BATCHES_BY_TF_DATA,
+        "queue_capacity": _BATCHES_BY_TF_DATA,
+        "min_after_dequeue": _BATCHES_BY_TF_DATA,
+        "read_block_length": _BATCHES_BY_TF_DATA,
+        "prefetch_size": _BATCHES_BY_TF_DATA,
+        "num_parallel_map_calls": _BATCHES_BY_TF_DATA,
+        "include_source_id": "the source id is always kept",
+    },
+    "StringIntLabelMapItem": {"frequency": "a note on the data set", "instance_count": "a note on the data set"},
+}
+
+UNHONOURED: dict[str, str] = {
+    "TrainEvalPipelineConfig": "graph_rewriter",
+    "DetectionModel": "faster_rcnn experimental_model center_net",
+    "Ssd": "use_confidences_as_targets implicit_example_weight mask_head_config",
+    "Ssd.MaskHead": ALL,
+    "SsdFeatureExtractor": "fpn bifpn replace_preprocessor_with_placeholder spaghettinet_arch_name",
+    "FeaturePyramidNetworks": ALL,
+    "BidirectionalFeaturePyramidNetworks": ALL,
+    "BoxPredictor": "mask_rcnn_box_predictor rfcn_box_predictor weight_shared_convolutional_box_predictor",
+    "WeightSharedConvolutionalBoxPredictor": ALL,
+    "WeightSharedConvolutionalBoxPredictor.BoxEncodingsClipRange": ALL,
+    "MaskRCNNBoxPredictor": ALL,
+    "RfcnBoxPredictor": ALL,
+    "AnchorGenerator": "flexible_grid_anchor_generator",
+    "FlexibleGridAnchorGenerator": ALL,
+    "AnchorGrid": ALL,
+    "TargetAssigner": ALL,
+    "TrainConfig": "use_multiclass_scores use_bfloat16 summarize_gradients",
+    "EvalConfig": "visualization_export_dir parameterized_metric export_path ignore_groundtruth eval_instance_masks "
+    "visualize_groundtruth_boxes groundtruth_box_visualization_color keep_image_id_for_visualization_export "
+    "super_categories recall_lower_bound recall_upper_bound force_no_resize keypoint_edge "
+    "skip_predictions_for_unlabeled_class",
+    "ParameterizedMetric": ALL,
+    "CocoKeypointMetrics": ALL,
+    "KeypointEdge": ALL,
+    "InputReader": "num_additional_channels num_keypoints keypoint_type_weight load_multiclass_scores "
+    "load_context_features load_context_image_ids load_instance_masks mask_type load_dense_pose load_track_id "
+    "load_keypoint_depth_features input_type frame_index use_keypoint_label_map external_input_reader "
+    "expand_labels_hierarchy",
+    "ExternalInputReader": ALL,
+    "StringIntLabelMapItem": "keypoints ancestor_ids descendant_ids",
+    "StringIntLabelMapItem.KeypointMap": ALL,
+    "RandomHorizontalFlip": "keypoint_flip_permutation",
+    "RandomVerticalFlip": "keypoint_flip_permutation",
+    "RandomRotation90": "keypoint_rot_permutation",
+    "ExperimentalModel": ALL,
+    "GraphRewriter": ALL,
+    "Quantization": ALL,
+    "FasterRcnn": ALL,
+    "FasterRcnnFeatureExtractor": ALL,
+    "Context": ALL,
+    "CenterNet": ALL,
+    "CenterNet.PredictionHeadParams": ALL,
+    "CenterNet.ObjectDetection": ALL,
+    "CenterNet.ObjectCenterParams": ALL,
+    "CenterNet.KeypointEstimation": ALL,
+    "CenterNet.MaskEstimation": ALL,
+    "CenterNet.DensePoseEstimation": ALL,
+    "CenterNet.TrackEstimation": ALL,
+    "CenterNet.TemporalOffsetEstimation": ALL,
+    "CenterNet.DeepMACMaskEstimation": ALL,
+    "CenterNetFeatureExtractor": ALL,
+    "NormalizeImage": ALL,
+    "RandomImageScale": ALL,
+    "RandomJitterBoxes": ALL,
+    "RandomCropImage": ALL,
+    "RandomPadImage": ALL,
+    "RandomAbsolutePadImage": ALL,
+    "RandomCropPadImage": ALL,
+    "RandomCropToAspectRatio": ALL,
+    "RandomBlackPatches": ALL,
+    "RandomResizeMethod": ALL,
+    "ResizeImage": ALL,
+    "SubtractChannelMean": ALL,
+    "ScaleBoxesToPixelCoordinates": ALL,
+    "ConvertClassLogitsToSoftmax": ALL,
+    "RandomSelfConcatImage": ALL,
+    "AutoAugmentImage": ALL,
+    "DropLabelProbabilistically": ALL,
+    "RemapLabels": ALL,
+    "RandomJpegQuality": ALL,
+    "RandomDownscaleToTargetPixels": ALL,
+    "RandomPatchGaussian": ALL,
+    "RandomSquareCropByScale": ALL,
+    "RandomScaleCropAndPadToSquare": ALL,
+    "AdjustGamma": ALL,
+}
+
+REPLACED_BY: dict[tuple[str, str], str] = {
+    ("TrainConfig", "from_detection_checkpoint"): 'write fine_tune_checkpoint_type: "detection" (or "classification")',
+    ("TrainConfig", "load_all_detection_checkpoint_vars"): 'write fine_tune_checkpoint_type: "full" or "detection"',
+    ("TrainConfig", "batch_queue_capacity"): "leave it out; num_prefetch_batches of the input reader is what is left",
+    ("TrainConfig", "num_batch_queue_threads"): "leave it out",
+    ("TrainConfig", "prefetch_queue_capacity"): "leave it out; see num_prefetch_batches of the input reader",
+    ("TrainConfig", "max_number_of_boxes"): "set max_number_of_boxes of the input reader",
+    ("EvalConfig", "num_examples"): "leave it out: an evaluation reads its input once, whatever its length",
+    ("EvalConfig", "max_evals"): "leave it out: evaluations follow the checkpoints",
+    ("InputReader", "queue_capacity"): "set shuffle_buffer_size",
+    ("InputReader", "min_after_dequeue"): "set shuffle_buffer_size",
+    ("InputReader", "prefetch_size"): "set num_prefetch_batches",
+    ("InputReader", "num_parallel_map_calls"): "leave it out",
+}
+
+
+def message_name(descriptor: Descriptor) -> str:
+    """`Ssd.MaskHead` for `od_finetune.protos.Ssd.MaskHead`."""
+    return descriptor.full_name.removeprefix("od_finetune.protos.")
+
+
+def statuses(descriptor: Descriptor, field: str) -> set[Status]:
+    """Every table that claims a field; sound tables give exactly one."""
+    name = message_name(descriptor)
+    if name == STEPS:
+        return {Status.HONOURED if field in tables.augmentation_steps() else Status.UNHONOURED}
+    found = set()
+    for table, status in ((HONOURED, Status.HONOURED), (UNHONOURED, Status.UNHONOURED)):
+        listed = table.get(name, "")
+        if listed == ALL or field in listed.split():
+            found.add(status)
+    if field in WITHOUT_EFFECT.get(name, {}):
+        found.add(Status.WITHOUT_EFFECT)
+    return found
+
+
+def status(field: FieldDescriptor) -> Status:
+    """What od_finetune does with `field`."""
+    return next(iter(statuses(field.containing_type, field.name)), Status.UNHONOURED)
+
+
+def why_without_effect(field: FieldDescriptor) -> str:
+    """The reason that WITHOUT_EFFECT gives."""
+    return WITHOUT_EFFECT[message_name(field.containing_type)][field.name]
