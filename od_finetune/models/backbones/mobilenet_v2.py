@@ -1,0 +1,150 @@
+"""MobileNet V2 (Sandler et al. 2018, arXiv:1801.04381): inverted residuals with linear bottlenecks."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+import tf_keras
+
+from od_finetune.models.layers import BatchNorm, ConvHyperparams, ConvUnit
+
+# (filters, stride) of the 17 inverted residuals; the first one does not expand.
+_BLOCKS = (
+    (16, 1),
+    (24, 2),
+    (24, 1),
+    (32, 2),
+    (32, 1),
+    (32, 1),
+    (64, 2),
+    (64, 1),
+    (64, 1),
+    (64, 1),
+    (96, 1),
+    (96, 1),
+    (96, 1),
+    (160, 2),
+    (160, 1),
+    (160, 1),
+    (320, 1),
+)
+_EXPANSION = 6
+
+# What the OD API builds the backbone with where the config does not override it. TF1's slim scope leaves depthwise
+# kernels out of the weight decay, the TF2 extractor does not.
+DEFAULTS = ConvHyperparams(
+    initializer=lambda: tf_keras.initializers.TruncatedNormal(stddev=0.09),
+    regularizer=tf_keras.regularizers.L2(0.5 * 4e-5),
+    activation="relu6",
+    norm=BatchNorm(decay=0.9997, epsilon=0.001, center=True, scale=True),
+)
+KERAS_DEFAULTS = DEFAULTS._replace(depthwise_regularizer=DEFAULTS.regularizer)
+
+# Canonical name -> full name in the OD API's TF2 checkpoints, which follow tf_keras.applications.MobileNetV2.
+TF2_RULES = [
+    (r"^FeatureExtractor/MobilenetV2/Conv/BatchNorm/", "bn_Conv1/"),
+    (r"^FeatureExtractor/MobilenetV2/Conv/", "Conv1/"),
+    (r"^FeatureExtractor/MobilenetV2/Conv_1/BatchNorm/", "Conv_1_bn/"),
+    (r"^FeatureExtractor/MobilenetV2/Conv_1/", "Conv_1/"),
+    (r"^FeatureExtractor/MobilenetV2/expanded_conv_(\d+)/(\w+)/BatchNorm/", r"block_\1_\2_BN/"),
+    (r"^FeatureExtractor/MobilenetV2/expanded_conv_(\d+)/(\w+)/", r"block_\1_\2/"),
+    (r"^FeatureExtractor/MobilenetV2/expanded_conv/(\w+)/BatchNorm/", r"expanded_conv_\1_BN/"),
+    (r"^FeatureExtractor/MobilenetV2/expanded_conv/(\w+)/", r"expanded_conv_\1/"),
+]
+
+
+def override(hyperparams: ConvHyperparams, keras: bool) -> ConvHyperparams:
+    """What `override_base_feature_extractor_hyperparams` makes of the config's hyperparams for the backbone.
+
+    In TF1 the network's own definition still decides activation, centre and scale; in TF2 the config does.
+    """
+    hyperparams = hyperparams._replace(depthwise_regularizer=hyperparams.regularizer)
+    if keras:
+        return hyperparams
+    norm = hyperparams.norm if isinstance(hyperparams.norm, BatchNorm) else BatchNorm()
+    return hyperparams._replace(activation="relu6", norm=norm._replace(center=True, scale=True))
+
+
+def divisible(depth: float, divisor: int = 8, minimum: int = 8) -> int:
+    """Rounds to a multiple of `divisor`, at least `minimum` and never down by more than a tenth."""
+    rounded = max(minimum, int(depth + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * depth else rounded
+
+
+class InvertedResidual(tf.Module):
+    """Expand (1x1), depthwise 3x3, project (1x1, linear); the input is added where the shapes agree."""
+
+    def __init__(
+        self,
+        scope: str,
+        hyperparams: ConvHyperparams,
+        inputs: int,
+        filters: int,
+        stride: int,
+        expansion: int,
+        explicit_padding: bool,
+    ):
+        super().__init__()
+        wide = divisible(inputs * expansion)
+        self.expand = ConvUnit(f"{scope}/expand", hyperparams, wide) if expansion > 1 else None
+        self.depthwise = ConvUnit(f"{scope}/depthwise", hyperparams, None, 3, stride, explicit_padding)
+        self.project = ConvUnit(f"{scope}/project", hyperparams, filters, activate=False)
+        self._residual = stride == 1 and inputs == filters
+
+    def __call__(self, inputs: tf.Tensor, training: bool) -> tuple[tf.Tensor, tf.Tensor]:
+        """`[B, H, W, C]` -> the output and what the expansion made of the input (a feature level of its own)."""
+        expanded = inputs if self.expand is None else self.expand(inputs, training)
+        outputs = self.project(self.depthwise(expanded, training), training)
+        return (inputs + outputs if self._residual else outputs), expanded
+
+
+class MobilenetV2(tf.Module):
+    """Feature levels `layer_<n>` (1: first convolution, 2 to 18: inverted residuals, 19: last convolution) and
+    `layer_<n>/expansion_output`, up to the last one asked for.
+
+    Args:
+      scope: canonical scope, e.g. `FeatureExtractor/MobilenetV2`.
+      hyperparams: of every layer.
+      levels: names of the feature levels that are wanted; layers above the last are not built.
+      depth_multiplier, min_depth: every block's filters become `divisible(filters * depth_multiplier, 8, min_depth)`,
+        the last convolution's too (unlike tf_keras.applications, which leaves that at 1280).
+      explicit_padding: see `layers.fixed_padding`.
+    """
+
+    def __init__(
+        self,
+        scope: str,
+        hyperparams: ConvHyperparams,
+        levels: tuple[str, ...],
+        depth_multiplier: float = 1.0,
+        min_depth: int = 8,
+        explicit_padding: bool = False,
+    ):
+        super().__init__()
+        self._levels = tuple(levels)
+        last = max(int(level.split("/")[0].removeprefix("layer_")) for level in levels)
+
+        def depth(filters: int) -> int:
+            return divisible(filters * depth_multiplier, minimum=min_depth)
+
+        channels = depth(32)
+        self._first = ConvUnit(f"{scope}/Conv", hyperparams, channels, 3, 2, explicit_padding)
+        self._blocks: list[InvertedResidual] = []
+        for index, (filters, stride) in enumerate(_BLOCKS[: max(0, last - 1)]):
+            block = f"{scope}/expanded_conv" + (f"_{index}" if index else "")
+            expansion = _EXPANSION if index else 1
+            self._blocks.append(
+                InvertedResidual(block, hyperparams, channels, depth(filters), stride, expansion, explicit_padding)
+            )
+            channels = depth(filters)
+        self._last = ConvUnit(f"{scope}/Conv_1", hyperparams, depth(1280)) if last == 19 else None
+
+    def __call__(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
+        """Normalised `[B, H, W, 3]` -> the feature levels `[B, h, w, C]` by name."""
+        outputs = self._first(images, training)
+        features = {"layer_1": outputs}
+        for number, block in enumerate(self._blocks, start=2):
+            outputs, features[f"layer_{number}/expansion_output"] = block(outputs, training)
+            features[f"layer_{number}"] = outputs
+        if self._last is not None:
+            features["layer_19"] = self._last(outputs, training)
+        return {level: features[level] for level in self._levels}

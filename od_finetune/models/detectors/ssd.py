@@ -1,0 +1,167 @@
+"""Single-shot detectors (Liu et al. 2016, arXiv:1512.02325): every anchor of every feature map is classified and
+regressed in one pass."""
+
+from __future__ import annotations
+
+from typing import Callable, NamedTuple
+
+import tensorflow as tf
+import tf_keras
+
+from od_finetune import fields
+from od_finetune.models import layers
+from od_finetune.models.image_resizers import Resizer
+from od_finetune.names import apply_rules
+
+Rules = list[tuple[str, str]]
+
+# Canonical leaf -> tf_keras's, after the rules of the part.
+_TF2_LEAVES: Rules = [
+    (r"/weights$", "/kernel"),
+    (r"/depthwise_weights$", "/depthwise_kernel"),
+    (r"/pointwise_weights$", "/pointwise_kernel"),
+    (r"/biases$", "/bias"),
+]
+
+CLIP_WINDOW = "clip_window"  # float32 [B, 4]: the true part of each image, normalised to the padded image
+
+
+class Network(NamedTuple):
+    """The weighted parts of an SSD, with the rules from their canonical names to those of TF2 checkpoints."""
+
+    backbone: tf.Module  # (images, training) -> {level: features}
+    neck: tf.Module  # ({level: features}, training) -> [feature map]
+    head: tf.Module  # ([feature map], training) -> box encodings [B, A, 4], class predictions [B, A, K]
+    backbone_rules: Rules
+    neck_rules: Rules
+    head_rules: Rules
+
+
+class SSD(tf.Module):
+    """Fulfils `fields.Detector`.
+
+    Args:
+      network: backbone, neck and head.
+      resizer: see `image_resizers`.
+      anchors: `(feature map sizes, image size) -> [A, 4]`, normalised.
+      loss: `(predictions, groundtruth) -> {name: scalar}`; the groundtruth's boxes relative to the padded image.
+      postprocessor: `(predictions, clip_window [B, 4]) -> Detections`.
+      num_classes: without background.
+      pad_to_multiple: the network's input is zero-padded to a multiple of this.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        resizer: Resizer,
+        anchors: Callable[..., tf.Tensor],
+        loss: Callable[[dict[str, tf.Tensor], fields.Groundtruth], dict[str, tf.Tensor]],
+        postprocessor: Callable[[dict[str, tf.Tensor], tf.Tensor], fields.Detections],
+        num_classes: int,
+        pad_to_multiple: int = 1,
+    ):
+        super().__init__()
+        self.num_classes = num_classes
+        self.backbone, self.neck, self.head = network.backbone, network.neck, network.head
+        self._rules = {
+            "backbone": network.backbone_rules,
+            "neck": network.neck_rules,
+            "head": network.head_rules,
+        }
+        self._resizer = resizer
+        self._anchors = anchors
+        self._loss = loss
+        self._postprocessor = postprocessor
+        self._pad_to_multiple = pad_to_multiple
+        self._parts: dict[str, str] = {}  # canonical scope -> part, filled once the network is built
+        self._built = False
+
+    def resize(self, image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """`[H, W, 3]` (0..255, any dtype) -> float32 `[h, w, 3]` and its true shape int32 `[3]`."""
+        return self._resizer(image)
+
+    def normalize(self, images: tf.Tensor) -> tf.Tensor:
+        """0..255 -> -1..1."""
+        return (2.0 / 255.0) * tf.cast(images, tf.float32) - 1.0
+
+    def preprocess(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """`[B, H, W, 3]` (0..255) -> resized and normalised `[B, h, w, 3]` and true shapes int32 `[B, 3]`."""
+        resized, true_shape = self._resizer(images)
+        return self.normalize(resized), tf.tile(true_shape[tf.newaxis], [tf.shape(images)[0], 1])
+
+    def predict(self, inputs: tf.Tensor, true_shapes: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
+        """Normalised inputs `[B, h, w, 3]`, true shapes `[B, 3]` -> `box_encodings` [B, A, 4],
+        `class_predictions_with_background` [B, A, K] (logits), `anchors` [A, 4], `feature_maps` (a list) and
+        `clip_window` [B, 4]. K is the number of classes, plus one (column 0) with a background class."""
+        feature_maps, box_encodings, class_predictions = self._forward(inputs, training)
+        sizes = [layers.spatial_shape(feature_map) for feature_map in feature_maps]
+        image_size = layers.spatial_shape(inputs)
+        true_size = tf.cast(true_shapes[:, :2], tf.float32) / tf.cast(tf.stack(image_size), tf.float32)
+        return {
+            fields.BOX_ENCODINGS: box_encodings,
+            fields.CLASS_PREDICTIONS: class_predictions,
+            fields.FEATURE_MAPS: feature_maps,
+            fields.ANCHORS: self._anchors(sizes, image_size),
+            CLIP_WINDOW: tf.concat([tf.zeros_like(true_size), true_size], axis=1),
+        }
+
+    def _forward(self, inputs: tf.Tensor, training: bool) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
+        images = layers.pad_to_multiple(inputs, self._pad_to_multiple)
+        feature_maps = self.neck(self.backbone(images, training), training)
+        return feature_maps, *self.head(feature_maps, training)
+
+    def losses(self, predictions: dict[str, tf.Tensor], groundtruth: fields.Groundtruth) -> dict[str, tf.Tensor]:
+        """Weighted scalar losses by name; their sum is what is minimised (without regularisation)."""
+        # Groundtruth boxes are relative to the true part of the image, anchors to all of it.
+        scale = tf.tile(predictions[CLIP_WINDOW][:, tf.newaxis, 2:], [1, 1, 2])
+        return self._loss(predictions, groundtruth._replace(boxes=groundtruth.boxes * scale))
+
+    def postprocess(self, predictions: dict[str, tf.Tensor], true_shapes: tf.Tensor) -> fields.Detections:
+        """Raw predictions -> final detections, relative to the true part of the image."""
+        del true_shapes  # predict has put them into the predictions
+        return self._postprocessor(predictions, predictions[CLIP_WINDOW])
+
+    def build(self) -> None:
+        """Creates all variables by tracing the network once; idempotent."""
+        if self._built:
+            return
+        height, width = self._resizer.static_size
+        images = tf.TensorSpec([1, height, width, self._resizer.channels], tf.float32)
+        # tf_keras lifts the variables out of the traced graph, which is then thrown away.
+        trace = tf.function(lambda inputs: self._forward(inputs, training=False), autograph=False)
+        trace.get_concrete_function(images)
+        self._built = True
+
+    def weighted_layers(self) -> dict[str, tf_keras.layers.Layer]:
+        """Every layer that owns variables, by canonical scope, in the order of the forward pass."""
+        self.build()
+        return layers.weighted_layers(self)
+
+    def named_variables(self) -> dict[str, tf.Variable]:
+        """Every variable by canonical name, moving statistics included, in the order of the forward pass."""
+        self.build()
+        return layers.named_variables(self)
+
+    def regularizers(self) -> dict[str, layers.Regularizer]:
+        """Regulariser by canonical variable name, for the variables that have one."""
+        self.build()
+        return layers.regularizers(self)
+
+    def tf2_names(self) -> dict[str, str]:
+        """Canonical name -> the full name the OD API's TF2 checkpoints store for the same variable."""
+        return {name: apply_rules(name, self._rules[self.part(name)] + _TF2_LEAVES) for name in self.named_variables()}
+
+    def part(self, name: str) -> str:
+        """`backbone`, `neck` or `head`: what a canonical variable name belongs to."""
+        if not self._parts:
+            self.build()
+            self._parts.update(
+                (scope, part)
+                for part in ("backbone", "neck", "head")
+                for scope in layers.weighted_layers(getattr(self, part))
+            )
+        return self._parts[name.rpartition("/")[0]]
+
+    def is_class_head(self, name: str) -> bool:
+        """Whether this variable's shape depends on the number of classes."""
+        return self.head.is_class_head(name)
