@@ -187,6 +187,7 @@ def _object_graph(
 def _object_based(
     shapes: Mapping[str, tuple[int, ...]], graph: trackable_object_graph_pb2.TrackableObjectGraph
 ) -> dict[str, _Entry]:
+    optimizers = _optimizer_roots(graph)
     slots = {slot.slot_variable_node_id for node in graph.nodes for slot in node.slot_variables}
     full_names: dict[str, str] = {}
     slot_keys: set[str] = set()
@@ -199,7 +200,7 @@ def _object_based(
     def is_weight(key: str) -> bool:
         counter = not shapes[key] and _COUNTERS.search(key.removesuffix(_VALUE))
         known = key.endswith(_VALUE) and key not in slot_keys and _SLOT not in key
-        return known and not counter and _NO_MODEL_ROOTS.match(key) is None
+        return known and not counter and key.split("/")[0] not in optimizers and _NO_MODEL_ROOTS.match(key) is None
 
     keys = [key for key in shapes if key != _GRAPH_KEY]
     # A full name that two weights share (two unnamed variables, say) identifies neither: their paths do.
@@ -211,3 +212,15 @@ def _object_based(
         unique = full_name and is_weight(key) and uses[full_name] == 1
         entries[full_name if unique else path] = _Entry(key, shapes[key], path, is_weight(key))
     return entries
+
+
+def _optimizer_roots(graph: trackable_object_graph_pb2.TrackableObjectGraph) -> set[str]:
+    """Names under which the root holds optimisers, by what Keras' (older and newer) optimisers consist of."""
+    if not graph.nodes:
+        return set()
+    return {
+        child.local_name
+        for child in graph.nodes[0].children
+        if graph.nodes[child.node_id].slot_variables
+        or any(inner.local_name == "_iterations" for inner in graph.nodes[child.node_id].children)
+    }

@@ -29,10 +29,12 @@ def resolve(path: str) -> str | None:
         return _resolve_directory(path)
     if os.path.basename(path) == _STATE_FILE and os.path.isfile(path):
         return _from_state_file(path)
-    if _has_files(path) or _is_table(path):
+    if _has_files(path):
         return path
     stripped = _FILE_ENDING.sub("", path)
-    return stripped if stripped != path and _has_files(stripped) else None
+    if stripped != path and _has_files(stripped):
+        return stripped
+    return path if _is_table(path) else None
 
 
 def prefixes(directory: str) -> list[str]:
