@@ -154,6 +154,27 @@ HONOURED: dict[str, str] = {
     "RandomAdjustSaturation": ALL,
     "RandomDistortColor": ALL,
     "RGBtoGray": ALL,
+    "NormalizeImage": ALL,
+    "RandomImageScale": ALL,
+    "RandomJitterBoxes": ALL,
+    "RandomCropImage": ALL,
+    "RandomPadImage": ALL,
+    "RandomAbsolutePadImage": ALL,
+    "RandomCropPadImage": ALL,
+    "RandomCropToAspectRatio": ALL,
+    "RandomBlackPatches": ALL,
+    "RandomResizeMethod": ALL,
+    "ResizeImage": ALL,
+    "SubtractChannelMean": ALL,
+    "RandomSelfConcatImage": ALL,
+    "DropLabelProbabilistically": ALL,
+    "RemapLabels": ALL,
+    "RandomJpegQuality": ALL,
+    "RandomDownscaleToTargetPixels": ALL,
+    "RandomPatchGaussian": ALL,
+    "RandomSquareCropByScale": ALL,
+    "RandomScaleCropAndPadToSquare": ALL,
+    "AdjustGamma": ALL,
     "SSDRandomCrop": ALL,
     "SSDRandomCropOperation": ALL,
     "SSDRandomCropPad": ALL,
@@ -167,6 +188,7 @@ HONOURED: dict[str, str] = {
 _BATCHES_BY_TF_DATA = "tf.data tunes its own parallelism and buffers"
 _ONE_MACHINE = "training runs in one process"
 _SAME_RESULT = "another way to compute the same result"
+_NO_KEYPOINTS = "records are read without keypoints"
 _LOSS_FORM = "the detector asks each loss for the form it needs"
 
 WITHOUT_EFFECT: dict[str, dict[str, str]] = {
@@ -221,6 +243,9 @@ WITHOUT_EFFECT: dict[str, dict[str, str]] = {
         "num_parallel_map_calls": _BATCHES_BY_TF_DATA,
         "include_source_id": "the source id is always kept",
     },
+    "RandomHorizontalFlip": {"keypoint_flip_permutation": _NO_KEYPOINTS},
+    "RandomVerticalFlip": {"keypoint_flip_permutation": _NO_KEYPOINTS},
+    "RandomRotation90": {"keypoint_rot_permutation": _NO_KEYPOINTS},
     "StringIntLabelMapItem": {"frequency": "a note on the data set", "instance_count": "a note on the data set"},
 }
 
@@ -256,9 +281,6 @@ UNHONOURED: dict[str, str] = {
     "ExternalInputReader": ALL,
     "StringIntLabelMapItem": "keypoints ancestor_ids descendant_ids",
     "StringIntLabelMapItem.KeypointMap": ALL,
-    "RandomHorizontalFlip": "keypoint_flip_permutation",
-    "RandomVerticalFlip": "keypoint_flip_permutation",
-    "RandomRotation90": "keypoint_rot_permutation",
     "ExperimentalModel": ALL,
     "GraphRewriter": ALL,
     "Quantization": ALL,
@@ -276,30 +298,9 @@ UNHONOURED: dict[str, str] = {
     "CenterNet.TemporalOffsetEstimation": ALL,
     "CenterNet.DeepMACMaskEstimation": ALL,
     "CenterNetFeatureExtractor": ALL,
-    "NormalizeImage": ALL,
-    "RandomImageScale": ALL,
-    "RandomJitterBoxes": ALL,
-    "RandomCropImage": ALL,
-    "RandomPadImage": ALL,
-    "RandomAbsolutePadImage": ALL,
-    "RandomCropPadImage": ALL,
-    "RandomCropToAspectRatio": ALL,
-    "RandomBlackPatches": ALL,
-    "RandomResizeMethod": ALL,
-    "ResizeImage": ALL,
-    "SubtractChannelMean": ALL,
     "ScaleBoxesToPixelCoordinates": ALL,
     "ConvertClassLogitsToSoftmax": ALL,
-    "RandomSelfConcatImage": ALL,
     "AutoAugmentImage": ALL,
-    "DropLabelProbabilistically": ALL,
-    "RemapLabels": ALL,
-    "RandomJpegQuality": ALL,
-    "RandomDownscaleToTargetPixels": ALL,
-    "RandomPatchGaussian": ALL,
-    "RandomSquareCropByScale": ALL,
-    "RandomScaleCropAndPadToSquare": ALL,
-    "AdjustGamma": ALL,
 }
 
 REPLACED_BY: dict[tuple[str, str], str] = {
