@@ -1,0 +1,87 @@
+"""Checks inside the input graph whose failure names the record, and the way back to a readable message.
+
+A check in a `tf.data` map can only fail as a TensorFlow error with our text somewhere inside. The text travels
+between two marks, and `explain` takes it out again.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Callable, NamedTuple
+
+import tensorflow as tf
+
+from od_finetune.errors import UserError
+
+_START, _END = "<bad record>", "</bad record>"
+
+
+class BadRecord(UserError):
+    """A record that can't be used."""
+
+
+class Check(NamedTuple):
+    """A condition, and the message for when it does not hold (built only then)."""
+
+    holds: tf.Tensor  # bool scalar
+    message: Callable[[], tf.Tensor]  # string scalar: what was found, what was expected
+
+
+def require(key: tf.Tensor, checks: list[Check]) -> None:
+    """Fails with the first check that does not hold, its message preceded by `key` ("file:record source_id").
+
+    Works eagerly, in tf.function and in dataset functions. Values that depend on a failed check may be computed
+    before it fails, so they have to be computable.
+    """
+
+    def fail() -> tf.Tensor:
+        message = checks[-1].message
+        for check in reversed(checks[:-1]):
+            message = _select(check, message)
+        text = tf.strings.join([_START, key, ": ", message(), _END])
+        tf.debugging.Assert(False, [text])
+        return tf.constant(0)
+
+    tf.cond(tf.reduce_all([check.holds for check in checks]), lambda: tf.constant(0), fail)
+
+
+def _select(check: Check, otherwise: Callable[[], tf.Tensor]) -> Callable[[], tf.Tensor]:
+    return lambda: tf.cond(check.holds, otherwise, check.message)
+
+
+def describe(*parts: tf.Tensor | str) -> tf.Tensor:
+    """Joins text and scalar tensors into one string tensor."""
+    return tf.strings.join([part if _is_text(part) else _number(part) for part in parts])
+
+
+def _is_text(part: Any) -> bool:
+    return isinstance(part, str) or part.dtype == tf.string
+
+
+def _number(value: tf.Tensor) -> tf.Tensor:
+    return tf.strings.as_string(value, precision=4) if value.dtype.is_floating else tf.strings.as_string(value)
+
+
+def attempt(function: Callable[[tf.Tensor], Any], value: tf.Tensor, otherwise: Any) -> Any:
+    """`function(value)`, or `otherwise` (same structure and types) if it fails: try and except as a graph.
+
+    TensorFlow offers it only for data sets, hence the data set of one element; it costs some 30 microseconds.
+    """
+    attempted = tf.data.Dataset.from_tensors(value).map(function).ignore_errors()
+    default = tf.data.Dataset.from_tensors(otherwise)
+    return attempted.concatenate(default).take(1).get_single_element()
+
+
+def explain(error: BaseException) -> BadRecord | None:
+    """What a data set's error says about a record, without TensorFlow's wrapping; None if it is no such error."""
+    if isinstance(error, BadRecord):
+        return error
+    text = str(error)
+    found = re.search(re.escape(_START) + "(.*?)" + re.escape(_END), text, re.DOTALL)
+    if found:
+        # Assert prints strings C-escaped, its own newlines and quotes included
+        return BadRecord(re.sub(r"\\(['\"\\])", r"\1", found.group(1)).replace("\\n", "\n"))
+    if isinstance(error, tf.errors.DataLossError):
+        what = re.sub(r"\{\{function_node.*?\}\}|\[Op:.*", "", text).strip()
+        return BadRecord(f"a record file is damaged: {what}; write the file again or leave it out")
+    return None

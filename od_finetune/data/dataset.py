@@ -1,0 +1,234 @@
+"""From record files to batches: a deterministic stream that can be entered at any batch.
+
+    record strings -> shuffle, repeat -> skip -> number -> decode, augment, resize, pad -> batch -> prefetch
+
+The order of the stream depends on the seed and the epoch alone, every random number of an augmentation on the
+seed and the record's place in the stream. So two runs with one seed see the same batches, and a run that is
+resumed goes on with the very batch that would have come next.
+"""
+
+from __future__ import annotations
+
+from typing import Callable, NamedTuple, Sequence
+
+import tensorflow as tf
+
+from od_finetune.data import checks, records
+from od_finetune.data import sample as s
+from od_finetune.data.decoder import Decoder
+from od_finetune.data.draws import fold_in, split, uniform
+from od_finetune.data.geometry import as_float
+from od_finetune.data.records import RecordFile
+from od_finetune.data.sample import Sample, Step
+from od_finetune.fields import Batch, Groundtruth
+
+Resize = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+
+_FOREVER = tf.int64.max
+
+
+class StreamOptions(NamedTuple):
+    """How records are read."""
+
+    shuffle: bool = True
+    shuffle_buffer: int = 2048  # records
+    shuffle_files_buffer: int = 100  # files; 0 keeps their order
+    num_readers: int = 64  # files read in turn (when shuffling; else one after the other)
+    read_block_length: int = 32  # records taken from a file in its turn
+    sample_1_of_n: int = 1
+    num_epochs: int = 0  # 0: for ever
+    seed: int = 0
+
+
+class BatchOptions(NamedTuple):
+    """What becomes of a record."""
+
+    batch_size: int
+    num_classes: int
+    max_boxes: int = 100  # boxes are filled up to this many ...
+    truncate: bool = True  # ... and cut off there; else a batch is as long as its longest image needs
+    merge_labels: bool = False  # boxes with equal corners become one with several classes
+    drop_remainder: bool = True
+    prefetch: int = 2  # batches
+
+
+def build_stream(
+    sources: Sequence[Sequence[RecordFile]],
+    options: StreamOptions,
+    weights: Sequence[float] = (),
+    skip: int = 0,
+) -> tf.data.Dataset:
+    """The records of all sources as (position "file:record number", serialised record), without the first `skip`.
+
+    With one weight per source, each record comes from a source drawn with these weights; otherwise the sources
+    are one set of files. An epoch that is skipped as a whole costs nothing where there are no weights.
+    """
+    if weights:
+        mixed = _mix([_epochs(files, options, number) for number, files in enumerate(sources)], weights, options.seed)
+        return mixed.skip(skip)
+    files = [file for source in sources for file in source]
+    per_epoch = -(-sum(file.num_records for file in files) // options.sample_1_of_n)
+    first_epoch, rest = divmod(skip, per_epoch)
+    return _epochs(files, options, 0, first_epoch).skip(rest)
+
+
+def _epochs(files: Sequence[RecordFile], options: StreamOptions, number: int, first: int = 0) -> tf.data.Dataset:
+    """Epochs `first`, `first` + 1, ... of a set of files; `number` tells several sets' seeds apart."""
+    paths = tf.constant([file.path for file in files])
+    seed = tf.constant([options.seed % 2**31, number], tf.int32)
+
+    def read(file_index: tf.Tensor) -> tf.data.Dataset:
+        path = paths[file_index]
+        return tf.data.TFRecordDataset(path).enumerate().map(
+            lambda record, serialized: (tf.strings.join([path, ":", tf.strings.as_string(record)]), serialized)
+        )
+
+    def epoch(index: tf.Tensor) -> tf.data.Dataset:
+        # The shuffle's seed must not depend on a global seed that someone sets; this is this function's graph only.
+        tf.compat.v1.set_random_seed(1)
+        file_seed, record_seed = (tf.cast(part[0], tf.int64) for part in split(fold_in(seed, index), 2))
+        dataset = tf.data.Dataset.range(len(files))
+        cycle = 1
+        if options.shuffle:
+            cycle = max(1, min(options.num_readers, len(files)))
+            if options.shuffle_files_buffer and len(files) > 1:
+                dataset = dataset.shuffle(options.shuffle_files_buffer, seed=file_seed)
+        dataset = dataset.interleave(read, cycle_length=cycle, block_length=max(1, options.read_block_length))
+        if options.sample_1_of_n > 1:
+            dataset = dataset.shard(options.sample_1_of_n, 0)
+        if options.shuffle and options.shuffle_buffer > 1:
+            dataset = dataset.shuffle(options.shuffle_buffer, seed=record_seed)
+        return dataset
+
+    return tf.data.Dataset.range(first, options.num_epochs or _FOREVER).flat_map(epoch)
+
+
+def _mix(streams: list[tf.data.Dataset], weights: Sequence[float], seed: int) -> tf.data.Dataset:
+    limits = tf.cumsum(tf.constant(weights, tf.float32) / sum(weights))
+    mix_seed = tf.constant([seed % 2**31, len(streams)], tf.int32)
+
+    def choose(index: tf.Tensor) -> tf.Tensor:
+        chosen = tf.reduce_sum(tf.cast(uniform(fold_in(mix_seed, index)) >= limits, tf.int64))
+        return tf.minimum(chosen, len(streams) - 1)
+
+    return tf.data.Dataset.choose_from_datasets(streams, tf.data.Dataset.range(_FOREVER).map(choose))
+
+
+def build_batches(
+    stream: tf.data.Dataset,
+    decoder: Decoder,
+    resize: Resize,
+    options: BatchOptions,
+    steps: Sequence[Step] = (),
+    seed: int = 0,
+    first_index: int = 0,
+) -> tf.data.Dataset:
+    """Batches of a stream that begins at record `first_index`.
+
+    Args:
+      resize: as `Detector.resize`. Images of different sizes are filled with zeros to the batch's largest.
+      steps: augmentation steps, in order.
+    """
+    base_seed = tf.constant([seed % 2**31, len(steps)], tf.int32)
+
+    def process(index: tf.Tensor, record: tuple[tf.Tensor, tf.Tensor]) -> Batch:
+        decoded = decoder(record[1], record[0])
+        sample = augment(decoded.sample, fold_in(base_seed, index), steps)
+        image, true_shape = resize(sample.image)
+        return Batch(
+            images=as_float(image),
+            true_shapes=tf.ensure_shape(tf.cast(true_shape, tf.int32), [3]),
+            groundtruth=to_groundtruth(sample, options),
+            keys=decoded.key,
+            source_ids=decoded.source_id,
+            original_shapes=tf.shape(decoded.sample.image)[:2],
+        )
+
+    def pack(position: tf.Tensor, serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return position, serialized
+
+    dataset = stream.map(pack).enumerate(start=first_index)
+    dataset = dataset.map(process, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    dataset = _batch(dataset, options)
+    if options.prefetch:
+        dataset = dataset.prefetch(options.prefetch if options.prefetch > 0 else tf.data.AUTOTUNE)
+    settings = tf.data.Options()
+    settings.deterministic = True
+    # sharding by file would hand whole shards to one worker of a distribution strategy, in another order
+    settings.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    return dataset.with_options(settings)
+
+
+def _batch(dataset: tf.data.Dataset, options: BatchOptions) -> tf.data.Dataset:
+    shapes = tf.nest.map_structure(lambda spec: spec.shape, dataset.element_spec)
+    if all(spec.shape.is_fully_defined() for spec in tf.nest.flatten(dataset.element_spec)):
+        return dataset.batch(options.batch_size, options.drop_remainder)
+    return dataset.padded_batch(options.batch_size, shapes, drop_remainder=options.drop_remainder)
+
+
+def augment(sample: Sample, seed: tf.Tensor, steps: Sequence[Step]) -> Sample:
+    """Applies the steps in order, each with a seed of its own."""
+    for number, step in enumerate(steps):
+        sample = step(sample, fold_in(seed, number))
+    return sample
+
+
+def to_groundtruth(sample: Sample, options: BatchOptions) -> Groundtruth:
+    """The sample's objects as one image's `Groundtruth`, classes one-hot, filled or cut to `max_boxes`."""
+    classes = tf.one_hot(sample.objects[s.CLASSES] - 1, options.num_classes, dtype=tf.float32)
+    if options.merge_labels:
+        sample, classes = merge_labels(sample, classes)
+    count = tf.shape(sample.boxes)[0]
+    length: int | tf.Tensor = options.max_boxes
+    if not options.truncate:
+        length = tf.maximum(count, options.max_boxes)
+
+    def fit(values: tf.Tensor) -> tf.Tensor:
+        values = values[:length]
+        margins = [[0, length - tf.shape(values)[0]]] + [[0, 0]] * (values.shape.rank - 1)
+        static = options.max_boxes if options.truncate else None
+        return tf.ensure_shape(tf.pad(values, margins), [static, *values.shape[1:]])
+
+    objects = {name: fit(values) for name, values in sample.objects.items() if name != s.CLASSES}
+    return Groundtruth(
+        boxes=fit(tf.ensure_shape(sample.boxes, [None, 4])),
+        classes=fit(classes),
+        weights=objects[s.WEIGHTS],
+        num_boxes=tf.minimum(count, length),
+        is_crowd=objects[s.IS_CROWD],
+        difficult=objects[s.DIFFICULT],
+        group_of=objects[s.GROUP_OF],
+        area=objects[s.AREA],
+    )
+
+
+def merge_labels(sample: Sample, classes: tf.Tensor) -> tuple[Sample, tf.Tensor]:
+    """One box for all boxes with the same corners, with the classes of all of them (k-hot `[n, C]`).
+
+    Everything else is taken from the first of them.
+    """
+    same = tf.reduce_all(tf.equal(sample.boxes[:, None], sample.boxes[None]), axis=-1)
+    count = tf.shape(sample.boxes)[0]
+    # arg max over a row of no element is an error, and there is nothing to merge
+    first = tf.cond(
+        count > 0,
+        lambda: tf.equal(tf.argmax(tf.cast(same, tf.int32), axis=-1, output_type=tf.int32), tf.range(count)),
+        lambda: tf.zeros([0], tf.bool),
+    )
+    merged = tf.minimum(tf.matmul(tf.cast(same, tf.float32), classes), 1.0)
+    return sample.select(first), tf.boolean_mask(merged, tf.ensure_shape(first, [None]))
+
+
+def explain(error: BaseException, files: Sequence[RecordFile] = ()) -> checks.BadRecord | None:
+    """What an error of iterating over a data set says about the data, readably; None if it is about something else.
+
+    `files`: where a damaged file is looked for, since TensorFlow does not name it.
+    """
+    if isinstance(error, tf.errors.DataLossError):
+        for file in files:
+            found = records.damaged_record(file.path)
+            if found:
+                return checks.BadRecord(
+                    f"{file.path}:{found[0]}: record is damaged ({found[1]}); write the file again or leave it out"
+                )
+    return checks.explain(error)

@@ -1,0 +1,38 @@
+"""One labelled image on its way from the record to the batch."""
+
+from __future__ import annotations
+
+from typing import Callable, NamedTuple
+
+import tensorflow as tf
+
+CLASSES = "classes"  # int32 [N], label ids from 1
+WEIGHTS = "weights"  # float32 [N]
+IS_CROWD = "is_crowd"  # bool [N]
+DIFFICULT = "difficult"  # bool [N]
+GROUP_OF = "group_of"  # bool [N]
+AREA = "area"  # float32 [N], pixels of the original image, 0 where the record gives none
+
+
+class Sample(NamedTuple):
+    """What an augmentation step takes and gives.
+
+    Whatever moves the image moves `boxes`; whatever drops boxes drops the same rows of `boxes` and of every
+    tensor of `objects`.
+    """
+
+    image: tf.Tensor  # uint8 or float32 [H, W, 3], 0..255
+    boxes: tf.Tensor  # float32 [N, 4], normalised ymin, xmin, ymax, xmax
+    objects: dict[str, tf.Tensor]  # by the names above, each [N]
+
+    def select(self, keep: tf.Tensor) -> Sample:
+        """Only the boxes whose row of `keep` (bool `[N]`) is true, in their order."""
+        rows = tf.where(keep)[:, 0]
+        return self._replace(
+            boxes=tf.gather(self.boxes, rows),
+            objects={name: tf.gather(values, rows) for name, values in self.objects.items()},
+        )
+
+
+Step = Callable[[Sample, tf.Tensor], Sample]
+"""An augmentation step with its options bound: (sample, seed int32 [2]) -> sample. Equal seeds, equal results."""
