@@ -14,6 +14,7 @@ from od_finetune.errors import UserError
 COMMANDS = {
     "lint": "check a pipeline.config",
     "export": "write a frozen graph and a SavedModel from a checkpoint",
+    "detect": "run an exported detector on image files",
 }
 
 

@@ -39,7 +39,8 @@ def test_fresh_process_gives_the_detections(tiny_detector, feeds, expected, tmp_
         feed = feed if isinstance(feed, np.ndarray) else np.array(feed, dtype=object)
         np.savez(tmp_path / input_type / "feed.npz", feed=feed)
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    subprocess.run([sys.executable, "-c", FRESH_PROCESS, *TYPES], check=True, cwd=tmp_path, env=environment, timeout=180)
+    command = [sys.executable, "-c", FRESH_PROCESS, *TYPES]
+    subprocess.run(command, check=True, cwd=tmp_path, env=environment, timeout=180)
     for input_type in TYPES:
         actual = np.load(tmp_path / input_type / "out.npz")
         for way in ("call", "signature", "tf1"):
