@@ -2,20 +2,66 @@
 
 from __future__ import annotations
 
+from od_finetune.config.boxes import (
+    build_anchor_generator,
+    build_loss_options,
+    build_losses,
+    build_postprocess,
+    build_target_assigner,
+    has_background,
+    unmatched_class_target,
+)
 from od_finetune.config.extractors import build_extractor
 from od_finetune.config.hyperparams import build_hyperparams
 from od_finetune.errors import UserError
 from od_finetune.models import image_resizers
-from od_finetune.models.detectors.ssd import Network
+from od_finetune.models.detectors.ssd import SSD, Boxes, Network
 from od_finetune.models.heads import dense
-from od_finetune.protos import box_predictor_pb2, image_resizer_pb2, ssd_pb2
+from od_finetune.protos import box_predictor_pb2, image_resizer_pb2, model_pb2, ssd_pb2
+
+
+def build_detector(model: model_pb2.DetectionModel) -> SSD:
+    """The detector that a model message describes, its variables not yet created (`build` does that).
+
+    Raises:
+      UserError: what the message asks for does not exist or does not fit together; the message names the field.
+    """
+    kind = model.WhichOneof("model")
+    if kind != "ssd":
+        raise UserError(f"model: found {kind or 'nothing'}, expected ssd")
+    ssd = model.ssd
+    if ssd.num_classes < 1:
+        raise UserError(f"model.ssd.num_classes: found {ssd.num_classes}, expected at least 1")
+    boxes = _build_boxes(ssd)
+    network, multiple = build_network(ssd, boxes.anchors.num_anchors_per_location())
+    code_size, expected = ssd.box_predictor.convolutional_box_predictor.box_code_size, boxes.assigner.coder.code_size
+    if code_size != expected:
+        raise UserError(
+            f"model.ssd.box_predictor.convolutional_box_predictor.box_code_size: found {code_size}, expected "
+            f"{expected}, the size of {ssd.box_coder.WhichOneof('box_coder_oneof')}'s codes"
+        )
+    return SSD(network, boxes, build_resizer(ssd.image_resizer), ssd.num_classes, multiple)
+
+
+def _build_boxes(ssd: ssd_pb2.Ssd) -> Boxes:
+    return Boxes(
+        anchors=build_anchor_generator(ssd.anchor_generator),
+        assigner=build_target_assigner(ssd),
+        losses=build_losses(ssd.loss),
+        loss_options=build_loss_options(ssd),
+        postprocessor=build_postprocess(ssd.post_processing),
+        unmatched_class_target=unmatched_class_target(ssd),
+        detects_background=has_background(ssd),
+    )
 
 
 def build_resizer(proto: image_resizer_pb2.ImageResizer) -> image_resizers.Resizer:
     """The image_resizer message's resizer."""
     kind = proto.WhichOneof("image_resizer_oneof")
     if kind is None:
-        raise UserError("model.image_resizer: found nothing, expected e.g. fixed_shape_resizer { height: 300 width: 300 }")
+        raise UserError(
+            "model.ssd.image_resizer: found nothing, expected e.g. fixed_shape_resizer { height: 300 width: 300 }"
+        )
     message = getattr(proto, kind)
     if kind == "identity_resizer":
         return image_resizers.Identity()

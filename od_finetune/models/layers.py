@@ -7,7 +7,8 @@ what the framework makes of name scopes: it is `layer.name + "/" + leaf`.
 
 from __future__ import annotations
 
-from typing import Callable, Iterator, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import tensorflow as tf
 import tf_keras

@@ -3,12 +3,16 @@ regressed in one pass."""
 
 from __future__ import annotations
 
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import tensorflow as tf
 import tf_keras
 
 from od_finetune import fields
+from od_finetune.boxes.anchors import AnchorGenerator
+from od_finetune.boxes.postprocess import Postprocessor, true_window
+from od_finetune.boxes.ssd_loss import LossParts, SsdLossOptions, ssd_loss
+from od_finetune.boxes.targets import TargetAssigner
 from od_finetune.models import layers
 from od_finetune.models.image_resizers import Resizer
 from od_finetune.names import apply_rules
@@ -37,28 +41,31 @@ class Network(NamedTuple):
     head_rules: Rules
 
 
+class Boxes(NamedTuple):
+    """The parts of an SSD without weights: what an anchor is, should predict, and what becomes of its predictions."""
+
+    anchors: AnchorGenerator
+    assigner: TargetAssigner
+    losses: LossParts
+    loss_options: SsdLossOptions
+    postprocessor: Postprocessor
+    unmatched_class_target: list[float]
+    detects_background: bool  # whether column 0 of the class predictions is background, which is never detected
+
+
 class SSD(tf.Module):
     """Fulfils `fields.Detector`.
 
     Args:
       network: backbone, neck and head.
+      boxes: anchors, targets, losses, post-processing.
       resizer: see `image_resizers`.
-      anchors: `(feature map sizes, image size) -> [A, 4]`, normalised.
-      loss: `(predictions, groundtruth) -> {name: scalar}`; the groundtruth's boxes relative to the padded image.
-      postprocessor: `(predictions, clip_window [B, 4]) -> Detections`.
       num_classes: without background.
       pad_to_multiple: the network's input is zero-padded to a multiple of this.
     """
 
     def __init__(
-        self,
-        network: Network,
-        resizer: Resizer,
-        anchors: Callable[..., tf.Tensor],
-        loss: Callable[[dict[str, tf.Tensor], fields.Groundtruth], dict[str, tf.Tensor]],
-        postprocessor: Callable[[dict[str, tf.Tensor], tf.Tensor], fields.Detections],
-        num_classes: int,
-        pad_to_multiple: int = 1,
+        self, network: Network, boxes: Boxes, resizer: Resizer, num_classes: int, pad_to_multiple: int = 1
     ):
         super().__init__()
         self.num_classes = num_classes
@@ -69,9 +76,7 @@ class SSD(tf.Module):
             "head": network.head_rules,
         }
         self._resizer = resizer
-        self._anchors = anchors
-        self._loss = loss
-        self._postprocessor = postprocessor
+        self._boxes = boxes
         self._pad_to_multiple = pad_to_multiple
         self._parts: dict[str, str] = {}  # canonical scope -> part, filled once the network is built
         self._built = False
@@ -96,13 +101,12 @@ class SSD(tf.Module):
         feature_maps, box_encodings, class_predictions = self._forward(inputs, training)
         sizes = [layers.spatial_shape(feature_map) for feature_map in feature_maps]
         image_size = layers.spatial_shape(inputs)
-        true_size = tf.cast(true_shapes[:, :2], tf.float32) / tf.cast(tf.stack(image_size), tf.float32)
         return {
             fields.BOX_ENCODINGS: box_encodings,
             fields.CLASS_PREDICTIONS: class_predictions,
             fields.FEATURE_MAPS: feature_maps,
-            fields.ANCHORS: self._anchors(sizes, image_size),
-            CLIP_WINDOW: tf.concat([tf.zeros_like(true_size), true_size], axis=1),
+            fields.ANCHORS: self._boxes.anchors(sizes, image_size),
+            CLIP_WINDOW: true_window(true_shapes, *image_size),
         }
 
     def _forward(self, inputs: tf.Tensor, training: bool) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
@@ -114,12 +118,39 @@ class SSD(tf.Module):
         """Weighted scalar losses by name; their sum is what is minimised (without regularisation)."""
         # Groundtruth boxes are relative to the true part of the image, anchors to all of it.
         scale = tf.tile(predictions[CLIP_WINDOW][:, tf.newaxis, 2:], [1, 1, 2])
-        return self._loss(predictions, groundtruth._replace(boxes=groundtruth.boxes * scale))
+        boxes, options = self._boxes, self._boxes.loss_options
+        classes = groundtruth.classes
+        if options.has_background:
+            classes = tf.pad(classes, [[0, 0], [0, 0], [1, 0]])
+        losses = ssd_loss(
+            predictions[fields.BOX_ENCODINGS],
+            predictions[fields.CLASS_PREDICTIONS],
+            predictions[fields.ANCHORS],
+            groundtruth.boxes * scale,
+            classes,
+            groundtruth.weights,
+            tf.sequence_mask(groundtruth.num_boxes, tf.shape(classes)[1]),
+            boxes.assigner,
+            boxes.losses,
+            options,
+            boxes.unmatched_class_target,
+        )
+        return {
+            fields.LOCALIZATION_LOSS: losses.localization,
+            fields.CLASSIFICATION_LOSS: losses.classification,
+        }
 
     def postprocess(self, predictions: dict[str, tf.Tensor], true_shapes: tf.Tensor) -> fields.Detections:
         """Raw predictions -> final detections, relative to the true part of the image."""
         del true_shapes  # predict has put them into the predictions
-        return self._postprocessor(predictions, predictions[CLIP_WINDOW])
+        return self._boxes.postprocessor(
+            predictions[fields.BOX_ENCODINGS],
+            predictions[fields.CLASS_PREDICTIONS],
+            predictions[fields.ANCHORS],
+            self._boxes.assigner.coder,
+            predictions[CLIP_WINDOW],
+            self._boxes.detects_background,
+        )
 
     def build(self) -> None:
         """Creates all variables by tracing the network once; idempotent."""
