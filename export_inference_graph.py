@@ -1,0 +1,87 @@
+"""Exports a trained detector, with the flags of the OD API's export_inference_graph.py and exporter_main_v2.py.
+
+`od-finetune export` does the same under flags of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow loads; its start-up chatter hides ours
+
+from absl import app, flags, logging  # noqa: E402
+
+_INPUT_TYPE = flags.DEFINE_string(
+    "input_type", "image_tensor",
+    "What the exported detector takes: image_tensor, float_image_tensor, encoded_image_string_tensor or tf_example.",
+)
+_INPUT_SHAPE = flags.DEFINE_string(
+    "input_shape", "", "Shape of an image input, e.g. 1,300,300,3; -1 or None leaves a size open. Empty: all are."
+)
+_CONFIG = flags.DEFINE_string("pipeline_config_path", None, "The pipeline.config the checkpoint was trained with.")
+_PREFIX = flags.DEFINE_string(
+    "trained_checkpoint_prefix", None, "Checkpoint to export: its prefix, or a directory for the latest in it."
+)
+_DIRECTORY = flags.DEFINE_string("trained_checkpoint_dir", None, "Directory whose latest checkpoint is exported.")
+_OUTPUT = flags.DEFINE_string("output_directory", None, "Where to write; new or empty.")
+_OVERRIDE = flags.DEFINE_string(
+    "config_override", "", 'Text of a config to merge into the one read, e.g. "model { ssd { num_classes: 3 } }".'
+)
+_OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace an earlier export in the output directory.")
+_ALLOW = flags.DEFINE_boolean(
+    "allow_unhonoured", False, "Go on although the model sets fields that od_finetune does not honour yet."
+)
+
+# Flags of the OD API's scripts that can't be obeyed: accepted at their defaults, refused with a reason otherwise.
+_UNSUPPORTED = {
+    "write_inference_graph": "no unfrozen graph is written; saved_model/ holds the graph with its variables",
+    "additional_output_tensor_names": "outputs are fixed; saved_model/ and the frozen graph list them when written",
+    "use_side_inputs": "no detector of od_finetune takes side inputs",
+    "side_input_shapes": "no detector of od_finetune takes side inputs",
+    "side_input_names": "no detector of od_finetune takes side inputs",
+    "side_input_types": "no detector of od_finetune takes side inputs",
+}
+flags.DEFINE_boolean("write_inference_graph", False, "Not supported: see saved_model/ for a graph with variables.")
+flags.DEFINE_boolean("use_side_inputs", False, "Not supported: no detector takes side inputs.")
+for _name in ("additional_output_tensor_names", "side_input_shapes", "side_input_names", "side_input_types"):
+    flags.DEFINE_string(_name, None, f"Not supported: {_UNSUPPORTED[_name]}.")
+
+
+def _checkpoint() -> str:
+    if (_PREFIX.value is None) == (_DIRECTORY.value is None):
+        raise app.UsageError("give one of --trained_checkpoint_prefix and --trained_checkpoint_dir")
+    return _PREFIX.value or _DIRECTORY.value
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}; every option is a --flag")
+    for name, reason in _UNSUPPORTED.items():
+        if flags.FLAGS[name].value:
+            raise app.UsageError(f"--{name} is not supported: {reason}; leave the flag out")
+    checkpoint = _checkpoint()
+    from od_finetune.config import lint, pipeline  # here, so that --help answers without loading TensorFlow
+    from od_finetune.config.export import export_trained
+    from od_finetune.errors import UserError
+    from od_finetune.export.signatures import parse_shape
+
+    logging.set_verbosity(logging.INFO)
+    try:
+        config = pipeline.load(_CONFIG.value)
+        config.MergeFrom(pipeline.parse(_OVERRIDE.value, "--config_override"))
+        for finding in lint.check(config, _CONFIG.value, use=(), allow_unhonoured=_ALLOW.value):
+            logging.warning("%s", finding.text(_CONFIG.value))
+        shape = parse_shape(_INPUT_SHAPE.value)
+        report = export_trained(
+            config, checkpoint, _OUTPUT.value, _INPUT_TYPE.value, shape, overwrite=_OVERWRITE.value
+        )
+    except UserError as error:
+        logging.error("%s", error)
+        sys.exit(2)
+    print(report.text())
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["pipeline_config_path", "output_directory"])
+    app.run(main)
