@@ -1,0 +1,123 @@
+"""Makes what the quickstart is embedded with; run again, it writes the same bytes.
+
+    python tools/make_quickstart.py --part=data        # configs/quickstart_data: target task, TFRecords and label map
+    python tools/make_quickstart.py --part=source --source_dir=/tmp/source   # the task the checkpoint learns first
+
+Needs numpy, Pillow and TensorFlow. (JPEG bytes are those of one Pillow version; the drawings are the same with any.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+from quickstart_scenes import Scene, draw_scene
+
+TARGET_CLASSES = ("mug", "star", "leaf", "ring")
+SOURCE_CLASSES = ("star", "ring", "house", "fish", "moon", "cross")
+"""The source task shares star and ring with the target task."""
+
+TARGET_SEED, SOURCE_SEED = 2, 1
+SIDES = (128, 160)
+DATA_DIR = Path(__file__).resolve().parents[1] / "configs" / "quickstart_data"
+
+
+def scenes(seed: int, start: int, count: int, classes: Sequence[str]) -> Iterator[Scene]:
+    """Scenes `start .. start + count - 1` of the endless series that `seed` stands for."""
+    for index in range(start, start + count):
+        rng = np.random.default_rng([seed, index])
+        size = rng.integers(SIDES[0], SIDES[1] + 1, 2)
+        yield draw_scene(rng, classes, (int(size[0]), int(size[1])))
+
+
+def write_records(path: Path, series: Iterable[Scene], classes: Sequence[str], quality: int = 88) -> int:
+    """Writes scenes as a TFRecord file of the OD API's tf.Examples with JPEG images; returns their number.
+
+    Label ids are places in `classes`, from 1.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count = 0
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for count, scene in enumerate(series, 1):
+            name = f"{path.stem}_{count:04d}.jpg"
+            # Deterministic, because a map's entries may otherwise come in any order.
+            writer.write(_example(scene, classes, name, quality).SerializeToString(deterministic=True))
+    return count
+
+
+def write_label_map(path: Path, classes: Sequence[str]) -> None:
+    """Writes a label map with ids from 1 in the order of `classes`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    items = (f"item {{\n  id: {i}\n  name: '{name}'\n}}\n" for i, name in enumerate(classes, 1))
+    path.write_text("".join(items), encoding="utf-8")
+
+
+def write_task(directory: Path, classes: Sequence[str], seed: int, train: int, val: int) -> None:
+    """Writes `train.record`, `val.record` and `label_map.pbtxt`; no scene is in both records."""
+    write_label_map(directory / "label_map.pbtxt", classes)
+    write_records(directory / "train.record", scenes(seed, 0, train, classes), classes)
+    write_records(directory / "val.record", scenes(seed, train, val, classes), classes)
+
+
+def write_target_data(directory: Path = DATA_DIR, train: int = 200, val: int = 60) -> None:
+    """The task the quickstart fine-tunes for."""
+    write_task(directory, TARGET_CLASSES, TARGET_SEED, train, val)
+
+
+def write_source_data(directory: Path, train: int = 2000, val: int = 100) -> None:
+    """The task the quickstart's checkpoint was trained for. Not kept in the repository."""
+    write_task(directory, SOURCE_CLASSES, SOURCE_SEED, train, val)
+
+
+def _example(scene: Scene, classes: Sequence[str], name: str, quality: int) -> tf.train.Example:
+    encoded = io.BytesIO()
+    Image.fromarray(scene.image).save(encoded, "JPEG", quality=quality, subsampling=0)
+    height, width = scene.image.shape[:2]
+    ymin, xmin, ymax, xmax = scene.boxes.T.tolist()
+    features = {
+        "image/encoded": [encoded.getvalue()],
+        "image/format": [b"jpeg"],
+        "image/filename": [name.encode()],
+        "image/source_id": [name.encode()],
+        "image/height": [height],
+        "image/width": [width],
+        "image/object/bbox/ymin": ymin,
+        "image/object/bbox/xmin": xmin,
+        "image/object/bbox/ymax": ymax,
+        "image/object/bbox/xmax": xmax,
+        "image/object/class/text": [classes[label].encode() for label in scene.labels],
+        "image/object/class/label": [int(label) + 1 for label in scene.labels],
+    }
+    return tf.train.Example(features=tf.train.Features(feature={k: _feature(v) for k, v in features.items()}))
+
+
+def _feature(values: list) -> tf.train.Feature:
+    if isinstance(values[0], bytes):
+        return tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
+    if isinstance(values[0], int):
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
+    return tf.train.Feature(float_list=tf.train.FloatList(value=values))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=("data", "source"), default="data")
+    parser.add_argument("--data_dir", type=Path, default=DATA_DIR, help="where the target task's data goes")
+    parser.add_argument("--source_dir", type=Path, help="where the source task's data goes")
+    parser.add_argument("--source_images", type=int, default=2000, help="training images of the source task")
+    flags = parser.parse_args()
+    if flags.part == "data":
+        write_target_data(flags.data_dir)
+    elif flags.source_dir is None:
+        parser.error("--part=source needs --source_dir")
+    else:
+        write_source_data(flags.source_dir, flags.source_images)
+
+
+if __name__ == "__main__":
+    main()
