@@ -19,20 +19,20 @@ def problem(plan: RestorePlan, tf2_names: Mapping[str, str]) -> str | None:
     selected = [row for row in plan.rows if row.status is not Status.LEFT_OUT]
     if not selected:
         return f"fine_tune_checkpoint_type {plan.request.type!r} selects no variable of this model; use another type."
-    if plan.request.type == FULL:
-        misfits = [row for row in selected if row.status is not Status.RESTORED]
-        # A checkpoint of something else altogether is better explained than listed.
-        if misfits and len(misfits) < len(selected):
-            return _mismatches(plan, misfits)
-    # A foreign checkpoint may share a bias's name and shape by accident, so that the backbone must be in it.
+    # A foreign checkpoint may share a name and shape by accident (a bias of the head, a layer of a wider network), so
+    # that the backbone must be in it, and must not be mostly of other shapes.
     backbone = [row for row in selected if row.part == "backbone"] or selected
-    if any(row.status is Status.RESTORED for row in backbone):
-        return None
-    what = "nothing" if backbone is selected else "no variable of the backbone"
-    return (
-        f"{plan.source.path} ({plan.source.kind}): fine_tune_checkpoint_type {plan.request.type!r} would restore "
-        f"{what} ({len(backbone)} variables wanted). {_cause(plan, backbone, tf2_names)} {_scopes(plan, backbone)}"
-    )
+    restored = sum(row.status is Status.RESTORED for row in backbone)
+    different = sum(row.status is Status.SHAPE_DIFFERS for row in backbone)
+    if restored == 0 or different > len(backbone) / 2:
+        what = "variables" if backbone is selected else "variables of the backbone"
+        return (
+            f"{plan.source.path} ({plan.source.kind}): fine_tune_checkpoint_type {plan.request.type!r} would restore "
+            f"{restored or 'none'} of {len(backbone)} {what}. {_cause(plan, backbone, tf2_names)} "
+            f"{_scopes(plan, backbone)}"
+        )
+    misfits = [row for row in selected if row.status is not Status.RESTORED]
+    return _mismatches(plan, misfits) if plan.request.type == FULL and misfits else None
 
 
 def _mismatches(plan: RestorePlan, misfits: Sequence[Row]) -> str:
@@ -51,8 +51,8 @@ def _cause(plan: RestorePlan, wanted: Sequence[Row], tf2_names: Mapping[str, str
     different = [row for row in wanted if row.status is Status.SHAPE_DIFFERS]
     if different:
         return (
-            f"Likely cause: another architecture: {len(different)} names are in the checkpoint, all with other "
-            f"shapes, e.g. {report.shape_difference(different[0])}. Check depth_multiplier and the extractor's type."
+            f"Likely cause: another architecture: {len(different)} of the names are in the checkpoint with another "
+            f"shape, e.g. {report.shape_difference(different[0])}. Check depth_multiplier and the extractor's type."
         )
     finder = vocabularies.Finder(plan.source, vocabularies.CLASSIFICATION)
     found = [finder.find(row.name, tf2_names.get(row.name, ""), row.shape) for row in wanted]

@@ -269,7 +269,7 @@ class TestRefused:
     def test_other_architecture_with_agreeing_head(self, tmp_path, save_tensors):
         weights = {name.replace("TinyNet/Conv_0", "OtherNet/Mixed_5b"): value for name, value in _weights().items()}
         message = self._problem(tmp_path, save_tensors, weights)
-        assert "would restore no variable of the backbone" in message
+        assert "would restore none of 3 variables of the backbone" in message
         assert "another architecture" in message
         assert "The model's scope is FeatureExtractor/TinyNet/Conv_0." in message
         assert "BoxPredictor_0 (4)" in message
@@ -282,12 +282,19 @@ class TestRefused:
     def test_other_depth_multiplier(self, tmp_path, save_tensors):
         weights = {name: np.zeros((*value.shape[:-1], 99), np.float32) for name, value in _weights().items()}
         message = self._problem(tmp_path, save_tensors, weights)
-        assert "3 names are in the checkpoint, all with other shapes" in message and "depth_multiplier" in message
+        assert "restore none of 3 variables of the backbone" in message
+        assert "3 of the names are in the checkpoint with another shape" in message and "depth_multiplier" in message
+
+    def test_other_depth_multiplier_with_a_layer_that_agrees(self, tmp_path, save_tensors):
+        weights = _weights()
+        weights |= {name: np.zeros(99, np.float32) for name in (CONV, NORM + "gamma")}
+        message = self._problem(tmp_path, save_tensors, weights)
+        assert "restore 1 of 3 variables of the backbone" in message and "depth_multiplier" in message
 
     def test_unrelated_file_under_full_is_explained_not_listed(self, tmp_path, save_tensors):
         weights = {"generator/dense/kernel": np.zeros((2, 2), np.float32)}
         message = self._problem(tmp_path, save_tensors, weights, type="full")
-        assert "would restore no variable of the backbone" in message and "generator/dense (1)" in message
+        assert "would restore none of 3 variables of the backbone" in message and "generator/dense (1)" in message
 
     def test_no_weights_at_all(self, tmp_path, save_tensors):
         message = self._problem(tmp_path, save_tensors, {"global_step": np.int64(1)})
