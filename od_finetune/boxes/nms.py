@@ -11,6 +11,8 @@ from od_finetune.boxes import box_ops
 from od_finetune.errors import UserError
 
 _LOWEST = -float("inf")
+# Boxes that are looked at first for each detection asked for: enough for nearly every photograph.
+_CANDIDATES_PER_DETECTION = 10
 
 
 class Selected(NamedTuple):
@@ -96,13 +98,33 @@ class MulticlassNms:
             return self._per_class(boxes, scores, clip_window)
 
     def _per_class(self, boxes: tf.Tensor, scores: tf.Tensor, clip_window: tf.Tensor | None) -> Selected:
+        """NMS over the best candidates of each image; over all of them where that leaves too few detections.
+
+        Greedy NMS judges a box by better ones of its class alone. So what it selects from all boxes above some score
+        is the beginning of what it selects from all boxes, and enough of it is the whole answer. With a low
+        `score_threshold` and many classes this spares nearly all of the work. (Soft-NMS changes scores as it goes.)
+        """
+        floor = tf.fill([tf.shape(scores)[0]], self.options.score_threshold)
+        if self.options.soft_nms_sigma > 0.0 and not self.options.use_hard_nms:
+            return self._each_class(boxes, scores, floor, clip_window)
+        flat = tf.reshape(scores, [tf.shape(scores)[0], -1])
+        wanted = tf.minimum(_CANDIDATES_PER_DETECTION * self.options.max_total_detections, tf.shape(flat)[1])
+        raised = tf.maximum(floor, tf.math.top_k(flat, wanted).values[:, -1])
+        first = self._each_class(boxes, scores, raised, clip_window)
+        complete = (first.num_detections == self.options.max_total_detections) | tf.equal(raised, floor)
+        return Selected(*tf.cond(tf.reduce_all(complete), lambda: tuple(first),
+                                 lambda: tuple(self._each_class(boxes, scores, floor, clip_window))))
+
+    def _each_class(self, boxes: tf.Tensor, scores: tf.Tensor, floor: tf.Tensor,
+                    clip_window: tf.Tensor | None) -> Selected:
+        """NMS class by class over the boxes with scores above `floor` `[B]`."""
         batch, classes = tf.shape(scores)[0], tf.shape(scores)[2]
         limit = self.options.max_detections_per_class
         by_class = tf.reshape(tf.transpose(scores, [0, 2, 1]), [batch * classes, -1])
         own_boxes = boxes.shape.rank == 4
-        if own_boxes:
-            rows = tf.reshape(tf.transpose(boxes, [0, 2, 1, 3]), [batch * classes, -1, 4])
-        index, score, count = self._suppress(rows if own_boxes else boxes, by_class, 1 if own_boxes else classes, limit)
+        share = 1 if own_boxes else classes
+        rows = tf.reshape(tf.transpose(boxes, [0, 2, 1, 3]), [batch * classes, -1, 4]) if own_boxes else boxes
+        index, score, count = self._suppress(rows, by_class, tf.repeat(floor, classes), share, limit)
         shape = [batch, classes * limit]
         label = tf.broadcast_to(tf.repeat(tf.range(classes), limit)[None], shape)
         index, score = tf.reshape(index, shape), tf.reshape(score, shape)
@@ -119,13 +141,14 @@ class MulticlassNms:
         if boxes.shape.rank == 4:
             boxes = tf.gather(boxes, best_class, batch_dims=2)
         limit = self.options.max_total_detections
-        index, score, count = self._suppress(boxes, best, 1, limit)
+        floor = tf.fill([tf.shape(scores)[0]], self.options.score_threshold)
+        index, score, count = self._suppress(boxes, best, floor, 1, limit)
         label, picked = (tf.gather(field, index, batch_dims=1) for field in (best_class, boxes))
         return self._finish(picked, score, label, index, tf.sequence_mask(count, limit), clip_window)
 
-    def _suppress(self, boxes: tf.Tensor, scores: tf.Tensor, share: int | tf.Tensor,
+    def _suppress(self, boxes: tf.Tensor, scores: tf.Tensor, floor: tf.Tensor, share: int | tf.Tensor,
                   limit: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Runs NMS on each row of `scores` `[R, A]` with the boxes `[R // share, A, 4]` of its group.
+        """Runs NMS on each row of `scores` `[R, A]` above `floor` `[R]`, with the boxes `[R // share, A, 4]`.
 
         Returns:
             Indices `[R, limit]`, scores `[R, limit]`, both padded, and how many are real `[R]`.
@@ -135,7 +158,7 @@ class MulticlassNms:
         def one_row(row: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
             index, score, count = tf.raw_ops.NonMaxSuppressionV5(
                 boxes=boxes[row // share], scores=scores[row], max_output_size=limit,
-                iou_threshold=self.options.iou_threshold, score_threshold=self.options.score_threshold,
+                iou_threshold=self.options.iou_threshold, score_threshold=floor[row],
                 soft_nms_sigma=sigma, pad_to_max_output_size=True)
             return tf.ensure_shape(index, [limit]), tf.ensure_shape(score, [limit]), count
 
