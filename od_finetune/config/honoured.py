@@ -45,8 +45,7 @@ HONOURED: dict[str, str] = {
     "ConvolutionalBoxPredictor": ALL,
     "ConvolutionalBoxPredictor.BoxEncodingsClipRange": ALL,
     # Layers
-    "Hyperparams": "regularizer initializer activation batch_norm sync_batch_norm group_norm regularize_depthwise "
-    "force_use_bias",
+    "Hyperparams": ALL,
     "Regularizer": ALL,
     "L1Regularizer": ALL,
     "L2Regularizer": ALL,
@@ -64,10 +63,12 @@ HONOURED: dict[str, str] = {
     "PadToMultipleResizer": ALL,
     "IdentityResizer": ALL,
     # Boxes
-    "AnchorGenerator": "grid_anchor_generator ssd_anchor_generator multiscale_anchor_generator",
+    "AnchorGenerator": ALL,
     "GridAnchorGenerator": ALL,
     "SsdAnchorGenerator": ALL,
     "MultiscaleAnchorGenerator": ALL,
+    "FlexibleGridAnchorGenerator": ALL,
+    "AnchorGrid": ALL,
     "BoxCoder": ALL,
     "FasterRcnnBoxCoder": ALL,
     "MeanStddevBoxCoder": ALL,
@@ -83,27 +84,27 @@ HONOURED: dict[str, str] = {
     "ThresholdedIouSimilarity": ALL,
     # Losses
     "Loss": ALL,
-    "Loss.EqualizationLoss": ALL,
     "LocalizationLoss": ALL,
     "WeightedL2LocalizationLoss": "",
     "WeightedSmoothL1LocalizationLoss": "delta",
     "WeightedIOULocalizationLoss": ALL,
     "WeightedGIOULocalizationLoss": ALL,
     "L1LocalizationLoss": ALL,
-    "ClassificationLoss": ALL,
+    "ClassificationLoss": "weighted_sigmoid weighted_softmax weighted_logits_softmax bootstrapped_sigmoid "
+    "weighted_sigmoid_focal penalty_reduced_logistic_focal_loss",
     "WeightedSigmoidClassificationLoss": "",
     "WeightedSoftmaxClassificationLoss": "logit_scale",
     "WeightedSoftmaxClassificationAgainstLogitsLoss": "logit_scale",
     "BootstrappedSigmoidClassificationLoss": "alpha hard_bootstrap",
     "SigmoidFocalClassificationLoss": "gamma alpha",
     "PenaltyReducedLogisticFocalLoss": ALL,
-    "WeightedDiceClassificationLoss": ALL,
     "HardExampleMiner": ALL,
     "RandomExampleSampler": ALL,
     # Post-processing
     "PostProcessing": "batch_non_max_suppression score_converter logit_scale calibration_config",
     "BatchNonMaxSuppression": "score_threshold iou_threshold max_detections_per_class max_total_detections "
-    "use_class_agnostic_nms max_classes_per_detection soft_nms_sigma change_coordinate_frame use_hard_nms",
+    "use_class_agnostic_nms max_classes_per_detection soft_nms_sigma change_coordinate_frame use_hard_nms "
+    "use_combined_nms use_cpu_nms",
     "CalibrationConfig": ALL,
     "FunctionApproximation": ALL,
     "ClassIdFunctionApproximations": ALL,
@@ -118,7 +119,8 @@ HONOURED: dict[str, str] = {
     "gradient_clipping_by_norm fine_tune_checkpoint fine_tune_checkpoint_type fine_tune_checkpoint_version "
     "from_detection_checkpoint load_all_detection_checkpoint_vars num_steps bias_grad_multiplier "
     "update_trainable_variables freeze_variables merge_multiple_label_boxes add_regularization_loss "
-    "learning_rate_multiplier checkpoint_every_n_steps max_checkpoints_to_keep seed log_every_n_steps",
+    "max_number_of_boxes learning_rate_multiplier checkpoint_every_n_steps max_checkpoints_to_keep seed "
+    "log_every_n_steps",
     "LearningRateMultiplier": ALL,
     "Optimizer": ALL,
     "RMSPropOptimizer": ALL,
@@ -131,14 +133,15 @@ HONOURED: dict[str, str] = {
     "ManualStepLearningRate.LearningRateSchedule": ALL,
     "CosineDecayLearningRate": ALL,
     # Evaluation
-    "EvalConfig": "batch_size num_visualizations num_examples eval_interval_secs max_evals metrics_set "
+    "EvalConfig": "batch_size num_visualizations num_examples eval_interval_secs metrics_set super_categories "
     "use_moving_averages min_score_threshold max_num_boxes_to_visualize skip_scores skip_labels "
+    "visualize_groundtruth_boxes groundtruth_box_visualization_color "
     "include_metrics_per_category all_metrics_per_category eval_every_n_steps best_metric best_metric_is_loss "
     "early_stopping_patience early_stopping_min_delta",
     # Data
-    "InputReader": "name label_map_path shuffle shuffle_buffer_size filenames_shuffle_buffer_size num_epochs "
-    "sample_1_of_n_examples num_prefetch_batches drop_remainder max_number_of_boxes use_display_name "
-    "tf_record_input_reader sample_from_datasets_weights",
+    "InputReader": "label_map_path shuffle shuffle_buffer_size filenames_shuffle_buffer_size num_epochs "
+    "sample_1_of_n_examples num_readers num_prefetch_batches read_block_length drop_remainder max_number_of_boxes "
+    "use_display_name tf_record_input_reader sample_from_datasets_weights",
     "TFRecordInputReader": ALL,
     "StringIntLabelMap": ALL,
     "StringIntLabelMapItem": "name id display_name",
@@ -196,7 +199,7 @@ WITHOUT_EFFECT: dict[str, dict[str, str]] = {
         "inplace_batchnorm_update": "moving statistics are always updated with the step",
         "return_raw_detections_during_predict": "raw detections are always returned",
     },
-    "Hyperparams": {"op": "the layer that the message describes decides"},
+    "Loss.EqualizationLoss": {"exclude_prefixes": "the loss has no weight"},
     "ArgMaxMatcher": {"use_matmul_gather": _SAME_RESULT},
     "BipartiteMatcher": {"use_matmul_gather": _SAME_RESULT},
     "WeightedL2LocalizationLoss": {"anchorwise_output": _LOSS_FORM},
@@ -209,8 +212,6 @@ WITHOUT_EFFECT: dict[str, dict[str, str]] = {
     "BatchNonMaxSuppression": {
         "use_static_shapes": _SAME_RESULT,
         "use_partitioned_nms": _SAME_RESULT,
-        "use_combined_nms": _SAME_RESULT,
-        "use_cpu_nms": _SAME_RESULT,
     },
     "XYPairs": {"training_data_type": "a note on how the pairs were found"},
     "TrainConfig": {
@@ -221,11 +222,11 @@ WITHOUT_EFFECT: dict[str, dict[str, str]] = {
         "batch_queue_capacity": _BATCHES_BY_TF_DATA,
         "num_batch_queue_threads": _BATCHES_BY_TF_DATA,
         "prefetch_queue_capacity": _BATCHES_BY_TF_DATA,
-        "max_number_of_boxes": "the input reader's field of this name is what counts",
         "unpad_groundtruth_tensors": "the losses leave padding out by the number of boxes",
         "retain_original_images": "training needs none; evaluation pictures have their own field",
     },
     "EvalConfig": {
+        "max_evals": "evaluations follow the checkpoints",
         "save_graph": "there is no graph to save; SavedModels come from od-finetune export",
         "eval_master": _ONE_MACHINE,
         "retain_original_images": "what pictures need is kept",
@@ -234,11 +235,10 @@ WITHOUT_EFFECT: dict[str, dict[str, str]] = {
         "image_classes_field_map_empty_to_ones": "only metrics with image-level labels ask for it",
     },
     "InputReader": {
-        "num_readers": _BATCHES_BY_TF_DATA,
+        "name": "a note for people",
         "num_parallel_batches": _BATCHES_BY_TF_DATA,
         "queue_capacity": _BATCHES_BY_TF_DATA,
         "min_after_dequeue": _BATCHES_BY_TF_DATA,
-        "read_block_length": _BATCHES_BY_TF_DATA,
         "prefetch_size": _BATCHES_BY_TF_DATA,
         "num_parallel_map_calls": _BATCHES_BY_TF_DATA,
         "include_source_id": "the source id is always kept",
@@ -262,14 +262,13 @@ UNHONOURED: dict[str, str] = {
     "WeightSharedConvolutionalBoxPredictor.BoxEncodingsClipRange": ALL,
     "MaskRCNNBoxPredictor": ALL,
     "RfcnBoxPredictor": ALL,
-    "AnchorGenerator": "flexible_grid_anchor_generator",
-    "FlexibleGridAnchorGenerator": ALL,
-    "AnchorGrid": ALL,
+    "Loss.EqualizationLoss": "weight",
+    "ClassificationLoss": "weighted_dice_classification_loss",
+    "WeightedDiceClassificationLoss": ALL,
     "TargetAssigner": ALL,
     "TrainConfig": "use_multiclass_scores use_bfloat16 summarize_gradients",
     "EvalConfig": "visualization_export_dir parameterized_metric export_path ignore_groundtruth eval_instance_masks "
-    "visualize_groundtruth_boxes groundtruth_box_visualization_color keep_image_id_for_visualization_export "
-    "super_categories recall_lower_bound recall_upper_bound force_no_resize keypoint_edge "
+    "keep_image_id_for_visualization_export recall_lower_bound recall_upper_bound force_no_resize keypoint_edge "
     "skip_predictions_for_unlabeled_class",
     "ParameterizedMetric": ALL,
     "CocoKeypointMetrics": ALL,
@@ -310,7 +309,7 @@ REPLACED_BY: dict[tuple[str, str], str] = {
     ("TrainConfig", "num_batch_queue_threads"): "leave it out",
     ("TrainConfig", "prefetch_queue_capacity"): "leave it out; see num_prefetch_batches of the input reader",
     ("TrainConfig", "max_number_of_boxes"): "set max_number_of_boxes of the input reader",
-    ("EvalConfig", "num_examples"): "leave it out: an evaluation reads its input once, whatever its length",
+    ("EvalConfig", "num_examples"): "leave it out: an evaluation then reads all of its input",
     ("EvalConfig", "max_evals"): "leave it out: evaluations follow the checkpoints",
     ("InputReader", "queue_capacity"): "set shuffle_buffer_size",
     ("InputReader", "min_after_dequeue"): "set shuffle_buffer_size",

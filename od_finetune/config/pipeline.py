@@ -183,21 +183,3 @@ def _short(value: Any) -> str:
         text = text_format.MessageToString(value, as_one_line=True)
         return f"{{{text[:60]}{'...' if len(text) > 60 else ''}}}"
     return repr(value) if isinstance(value, (str, bool)) else f"{value}"
-
-
-def check_model_dir(config: TrainEvalPipelineConfig, model_dir: str | os.PathLike) -> None:
-    """Refuses a `model_dir` whose saved config describes another model.
-
-    Raises:
-      UserError: names the differing fields.
-    """
-    saved_path = Path(model_dir) / SAVED_NAME
-    if not saved_path.is_file():
-        return
-    differing = model_differences(parse(read_text(saved_path), str(saved_path)), config)
-    if differing:
-        shown = "\n  ".join(differing[:12]) + (f"\n  ... and {len(differing) - 12} more" if len(differing) > 12 else "")
-        raise UserError(
-            f"{model_dir} belongs to another config: {saved_path} differs from the given one in\n  {shown}\n"
-            "Its checkpoints do not fit this model. Give another --model_dir, or remove that one."
-        )

@@ -7,7 +7,7 @@ import re
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 _TOKEN = re.compile(
-    r"""(?P<skip>\s+|\#[^\n]*|[,;])
+    r"""(?P<skip>\s+|\#[^\n]*)
       | (?P<string>"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')
       | (?P<open>[{<])
       | (?P<close>[}>])
@@ -64,8 +64,9 @@ class _Walk:
                 lines.update(self._value(field, path))
                 if not is_list:
                     break
-                if self._peek()[1] == "]":
-                    self.next += 1
+                separator = self._peek()[1]
+                self.next += 1
+                if separator == "]":
                     break
         return lines
 

@@ -138,19 +138,6 @@ def test_differences_find_a_changed_element():
     assert found == [("eval_input_reader[1].label_map_path", "a", "b")]
 
 
-def test_model_dir_of_another_config_is_refused(tmp_path):
-    config = pipeline.parse(SSD)
-    pipeline.check_model_dir(config, tmp_path)  # nothing saved yet
-    pipeline.save(config, tmp_path)
-    pipeline.check_model_dir(config, tmp_path)
-    config.model.ssd.num_classes = 4
-    with pytest.raises(UserError) as caught:
-        pipeline.check_model_dir(config, tmp_path)
-    assert str(tmp_path) in str(caught.value)
-    assert "model.ssd.num_classes: 3 -> 4" in str(caught.value)
-    assert "--model_dir" in str(caught.value)
-
-
 def test_to_text_is_text_format():
     config = pipeline.parse(SSD)
     assert text_format.Parse(pipeline.to_text(config), type(config)()) == config

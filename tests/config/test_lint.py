@@ -1,0 +1,347 @@
+from __future__ import annotations
+
+import importlib
+import json
+
+import pytest
+
+from od_finetune.cli.main import main
+from od_finetune.config import lint, pipeline, positions, tables
+from od_finetune.config.finding import ERROR, INFO, WARNING, Finding
+from od_finetune.errors import UserError
+from od_finetune.protos.pipeline_pb2 import TrainEvalPipelineConfig
+
+CONFIG = """\
+model {{
+  ssd {{
+    num_classes: 2
+    image_resizer {{ fixed_shape_resizer {{ height: 64 width: 64 }} }}
+    feature_extractor {{ type: "ssd_mobilenet_v1" }}
+    box_coder {{ faster_rcnn_box_coder {{ }} }}
+    matcher {{ argmax_matcher {{ }} }}
+    similarity_calculator {{ iou_similarity {{ }} }}
+    box_predictor {{ convolutional_box_predictor {{ }} }}
+    anchor_generator {{ ssd_anchor_generator {{ aspect_ratios: 1.0 }} }}
+    loss {{
+      localization_loss {{ weighted_smooth_l1 {{ }} }}
+      classification_loss {{ weighted_sigmoid {{ }} }}
+    }}
+  }}
+}}
+train_config {{
+  batch_size: 2
+  num_steps: 10
+  optimizer {{ momentum_optimizer {{ learning_rate {{ constant_learning_rate {{ }} }} }} }}
+}}
+train_input_reader {{
+  label_map_path: "{folder}/labels.pbtxt"
+  tf_record_input_reader {{ input_path: "{folder}/train-*.record" }}
+}}
+eval_config {{ metrics_set: "coco_detection_metrics" }}
+eval_input_reader {{
+  label_map_path: "{folder}/labels.pbtxt"
+  tf_record_input_reader {{ input_path: "{folder}/train-0.record" }}
+}}
+"""
+LABELS = "item { id: 1 name: 'cat' }\nitem { id: 2 name: 'dog' }\n"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "labels.pbtxt").write_text(LABELS)
+    (tmp_path / "train-0.record").write_bytes(b"some record")
+    (tmp_path / "my.config").write_text(CONFIG.format(folder=tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def findings(folder):
+    """findings("path=value", ...): what lint says about the good config after these overrides."""
+
+    def run(*overrides: str, **options) -> list[Finding]:
+        return lint.lint(pipeline.load(folder / "my.config", overrides), **options)
+
+    return run
+
+
+def only(found: list[Finding], severity: str) -> list[Finding]:
+    return [finding for finding in found if finding.severity == severity]
+
+
+def test_a_good_config_has_no_finding(findings):
+    assert findings() == []
+
+
+@pytest.mark.parametrize(
+    "override, path, parts",
+    [
+        ("train_config.batch_size=0", "train_config.batch_size", ["is 0", "at least 1"]),
+        ("model.ssd.num_classes=0", "model.ssd.num_classes", ["is 0", "at least 1"]),
+        ("model.ssd.matcher.argmax_matcher.matched_threshold=1.5", "", ["is 1.5", "from 0 to 1"]),
+        ("model.ssd.matcher.argmax_matcher.unmatched_threshold=0.8", "", ["above matched_threshold 0.5"]),
+        ("model.ssd.feature_extractor.type=ssd_mobilenet_v3", "", ["'ssd_mobilenet_v3'", "did you mean"]),
+        ("model.ssd.image_resizer={}", "model.ssd.image_resizer", ["is empty", "fixed_shape_resizer"]),
+        ("model.ssd.loss={}", "model.ssd.loss.localization_loss", ["is not set"]),
+        ("train_config.optimizer={}", "train_config.optimizer", ["is not set", "adam_optimizer"]),
+        ("train_config.optimizer={adam_optimizer {}}", "", ["constant_learning_rate"]),
+        ("train_config.freeze_variables=(", "train_config.freeze_variables[0]", ["no regular expression", "'('"]),
+        ("train_config.update_trainable_variables[+]=[", "train_config.update_trainable_variables[0]", ["expression"]),
+        ('train_config.freeze_variables=[""]', "train_config.freeze_variables[0]", ["is empty"]),
+        ("train_config.learning_rate_multiplier={pattern: '*'}", "", ["no regular expression"]),
+        ("train_config.data_augmentation_options={}", "", ["random_horizontal_flip"]),
+        ("train_config.fine_tune_checkpoint=nowhere/model.ckpt", "", ["no checkpoint", "'nowhere'"]),
+        ("train_config.fine_tune_checkpoint=PATH_TO_BE_CONFIGURED/model.ckpt", "", ["placeholder"]),
+        ("train_config.fine_tune_checkpoint_type=detections", "", ["did you mean 'detection'?", "full"]),
+        ("train_input_reader.label_map_path=", "train_input_reader.label_map_path", ["is not set"]),
+        ("train_input_reader.label_map_path=label.pbtxt", "", ["no file 'label.pbtxt'"]),
+        ("train_input_reader.tf_record_input_reader.input_path[0]=no-*.record", "", ["no file matches 'no-*.record'"]),
+        ("train_input_reader.tf_record_input_reader.input_path[0]=PATH_TO_BE_CONFIGURED/a", "", ["placeholder"]),
+        ("train_input_reader.tf_record_input_reader.input_path=", "", ["name the TFRecord files"]),
+        ("train_input_reader.sample_from_datasets_weights=[0.5, 0.5]", "", ["2 weights for 1 input_path"]),
+        ("eval_input_reader[0].sample_1_of_n_examples=0", "eval_input_reader[0].sample_1_of_n_examples", ["is 0"]),
+        ("eval_config.metrics_set[0]=coco_detection_metric", "", ["did you mean 'coco_detection_metrics'?"]),
+        ("model.ssd.num_classes=1", "train_input_reader.label_map_path", ["num_classes 1"]),
+    ],
+)
+def test_errors_say_what_was_found_and_expected(findings, override, path, parts):
+    errors = only(findings(override), ERROR)
+    expected_path = path or override.split("=")[0]
+    matching = [finding for finding in errors if finding.path.startswith(expected_path)]
+    assert matching, errors
+    for part in parts:
+        assert any(part in finding.text() for finding in matching), (part, matching)
+
+
+def test_manual_and_cosine_schedules_that_make_no_sense(findings):
+    rate = "train_config.optimizer.momentum_optimizer.learning_rate="
+    manual = "{manual_step_learning_rate {schedule {step: 9} schedule {step: 3}}}"
+    assert "do not rise" in only(findings(rate + manual), ERROR)[0].message
+    cosine = "{cosine_decay_learning_rate {total_steps: 5 warmup_steps: 6}}"
+    assert "below warmup_steps 6" in only(findings(rate + cosine), ERROR)[0].message
+
+
+@pytest.mark.parametrize(
+    "labels, parts",
+    [
+        ("item { id: 0 name: 'cat' }", ["id 0", "from 1"]),
+        ("item { id: 1 name: 'cat' } item { id: 1 name: 'dog' }", ["id 1", "2 items"]),
+        ("item { id: 1 nmae: 'cat' }", ["nmae"]),
+        ("", ["no item"]),
+    ],
+)
+def test_label_maps_that_cannot_be_used(findings, folder, labels, parts):
+    (folder / "labels.pbtxt").write_text(labels)
+    errors = only(findings(), ERROR)
+    assert {finding.path for finding in errors} == {
+        "train_input_reader.label_map_path",
+        "eval_input_reader[0].label_map_path",
+    }
+    for part in parts:
+        assert part in errors[0].message
+
+
+def test_gaps_and_spare_classes_are_warnings(findings, folder):
+    (folder / "labels.pbtxt").write_text("item { id: 1 name: 'cat' } item { id: 4 name: 'dog' }")
+    found = findings("model.ssd.num_classes=5")
+    assert only(found, ERROR) == []
+    texts = " ".join(finding.message for finding in only(found, WARNING))
+    assert "no item for id 2-3" in texts and "num_classes 5" in texts
+
+
+@pytest.mark.parametrize(
+    "override, supported",
+    [
+        ("model.faster_rcnn={}", "ssd"),
+        ("model.ssd.mask_head_config={}", ""),
+        ("model.ssd.feature_extractor.fpn={}", ""),
+        ("model.ssd.box_predictor={rfcn_box_predictor {}}", "convolutional_box_predictor"),
+        ("graph_rewriter={quantization {}}", ""),
+        ("train_input_reader.load_instance_masks=true", ""),
+        ("train_config.data_augmentation_options={autoaugment_image {}}", "random_horizontal_flip"),
+    ],
+)
+def test_set_but_not_honoured_is_an_error_unless_allowed(findings, override, supported):
+    (error,) = [finding for finding in findings(override) if finding.unhonoured]
+    assert error.severity == ERROR and "not honoured" in error.message
+    assert supported in error.hint
+    allowed = findings(override, allow_unhonoured=True)
+    assert [finding.severity for finding in allowed if finding.unhonoured] == [WARNING]
+    assert only(allowed, ERROR) == []
+
+
+def test_the_default_of_a_field_that_is_not_honoured_is_fine(findings):
+    assert findings("train_input_reader.load_instance_masks=false", "model.ssd.implicit_example_weight=1.0") == []
+
+
+def test_machinery_is_a_note(findings):
+    (note,) = findings("train_config.sync_replicas=true")
+    assert note.severity == INFO and "no effect" in note.message
+    assert findings("train_config.sync_replicas=false") == []
+
+
+def test_deprecated_fields_name_their_replacement(findings):
+    found = findings(
+        "train_config.from_detection_checkpoint=true",
+        "train_config.load_all_detection_checkpoint_vars=true",
+        "train_config.batch_queue_capacity=5",
+        "eval_config.num_examples=10",
+        "eval_input_reader[0].queue_capacity=2",
+    )
+    assert {finding.severity for finding in found} == {WARNING}
+    hints = {finding.path: finding.hint for finding in found}
+    assert "fine_tune_checkpoint_type" in hints["train_config.from_detection_checkpoint"]
+    assert "fine_tune_checkpoint_type" in hints["train_config.load_all_detection_checkpoint_vars"]
+    assert "shuffle_buffer_size" in hints["eval_input_reader[0].queue_capacity"]
+    assert len(hints) == 5
+
+
+def test_checkpoint_types(findings, folder):
+    (folder / "model.ckpt.index").write_bytes(b"x")
+    checkpoint = f"train_config.fine_tune_checkpoint={folder}/model.ckpt"
+    assert [f.severity for f in findings(checkpoint)] == [WARNING]  # V1 without type: classification
+    assert findings(checkpoint, "train_config.fine_tune_checkpoint_type=full") == []
+    (error,) = findings(checkpoint, "train_config.fine_tune_checkpoint_version=V2")
+    assert error.severity == ERROR and "classification, detection, full" in error.hint
+
+
+def test_checkpoint_paths_one_is_likely_to_write(findings, folder):
+    kind = "train_config.fine_tune_checkpoint_type=full"
+    (folder / "model.ckpt.index").write_bytes(b"x")
+    (error,) = findings(f"train_config.fine_tune_checkpoint={folder}/model.ckpt.data-00000-of-00001", kind)
+    assert f"without the ending: '{folder}/model.ckpt'" in error.hint
+    (error,) = findings(f"train_config.fine_tune_checkpoint={folder}/model", kind)
+    assert error.hint.endswith("holds model.ckpt")
+    (folder / "half.ckpt.data-00000-of-00001").write_bytes(b"x")
+    (error,) = findings(f"train_config.fine_tune_checkpoint={folder}/half.ckpt", kind)
+    assert "half.ckpt.index is missing" in error.message
+
+
+def test_records_that_are_no_files(findings, folder):
+    path = "train_input_reader.tf_record_input_reader.input_path[0]="
+    assert "is a folder" in findings(path + str(folder))[0].message
+    (folder / "empty.record").touch()
+    assert "is empty" in findings(path + str(folder / "empty.record"))[0].message
+    assert "train-0.record" in findings(path + str(folder / "train-0.recrod"))[0].hint
+
+
+def test_use_limits_what_is_looked_at(findings):
+    bad = ("train_config.batch_size=0", "eval_config.batch_size=0", "eval_config.eval_instance_masks=true")
+    assert {finding.path for finding in findings(*bad, use=["train"])} == {"train_config.batch_size"}
+    assert {finding.path for finding in findings(*bad, use=["eval"])} == {
+        "eval_config.batch_size",
+        "eval_config.eval_instance_masks",
+    }
+    assert findings(*bad, use=[]) == []
+
+
+def test_check_raises_for_errors_and_returns_the_rest(folder):
+    config = pipeline.load(folder / "my.config", ["train_config.sync_replicas=true"])
+    assert [finding.severity for finding in lint.check(config)] == [INFO]
+    config.train_config.batch_size = 0
+    config.graph_rewriter.SetInParent()
+    with pytest.raises(UserError) as caught:
+        lint.check(config, folder / "my.config")
+    for part in ("my.config cannot be run", "train_config.batch_size: is 0", "graph_rewriter", "--allow_unhonoured"):
+        assert part in str(caught.value)
+
+
+def test_findings_have_the_line_of_their_field(folder):
+    text = (folder / "my.config").read_text().replace("num_steps: 10", "num_steps: 0")
+    (folder / "my.config").write_text(text)
+    (warning,) = lint.lint(pipeline.load(folder / "my.config"), folder / "my.config")
+    assert warning.line == 1 + text[: text.index("num_steps")].count("\n")
+
+
+def test_positions_of_lists_maps_and_strings():
+    text = """eval_config { # { metrics_set
+  metrics_set: ["a",
+    'b # {' "continued"]
+  super_categories { key: "x" value: "y" }
+  metrics_set: "c"
+}
+eval_input_reader { shuffle: false } eval_input_reader <
+  shuffle: true; name: "}"
+>
+train_config { num_steps: 3 }
+"""
+    pipeline.parse(text)
+    lines = positions.field_lines(text, TrainEvalPipelineConfig.DESCRIPTOR)
+    assert lines == {
+        "eval_config": 1,
+        "eval_config.metrics_set": 2,
+        "eval_config.metrics_set[0]": 2,
+        "eval_config.metrics_set[1]": 3,
+        "eval_config.super_categories": 4,
+        "eval_config.metrics_set[2]": 5,
+        "eval_input_reader": 7,
+        "eval_input_reader[0]": 7,
+        "eval_input_reader[0].shuffle": 7,
+        "eval_input_reader[1]": 7,
+        "eval_input_reader[1].shuffle": 8,
+        "eval_input_reader[1].name": 8,
+        "train_config": 10,
+        "train_config.num_steps": 10,
+    }
+
+
+@pytest.mark.parametrize("module, names", [
+    ("augmentation", tables.augmentation_steps),
+    ("extractors", tables.extractor_types),
+    ("evaluation", tables.metrics_sets),
+])  # fmt: skip
+def test_tables_are_read_as_they_are(module, names):
+    assert list(names()) == list(importlib.import_module(f"od_finetune.config.{module}").TABLE)
+
+
+def test_a_table_that_is_not_there_is_an_error():
+    with pytest.raises(UserError, match="no top-level dict literal NOTHING"):
+        tables.table_keys("extractors", "NOTHING")
+
+
+def test_published_configs_can_be_linted(shared):
+    """Whatever a published config contains, lint answers; each has at least its placeholder paths to report."""
+    paths = sorted((shared / "reference" / "configs").glob("*/*.config"))
+    for path in paths:
+        found = lint.lint(pipeline.load(path), path)
+        assert any("PATH_TO_BE_CONFIGURED" in finding.message for finding in only(found, ERROR)), path.name
+        assert all(finding.line for finding in found if finding.unhonoured), path.name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tf1/ssd_mobilenet_v1_coco.config",
+        "tf1/ssd_mobilenet_v1_pets.config",
+        "tf1/ssd_mobilenet_v2_coco.config",
+        "tf1/ssdlite_mobilenet_v2_coco.config",
+        "tf2/ssd_mobilenet_v2_320x320_coco17_tpu-8.config",
+    ],
+)
+def test_mobilenet_ssd_configs_lack_nothing_but_files(shared, name):
+    path = shared / "reference" / "configs" / name
+    errors = only(lint.lint(pipeline.load(path), path), ERROR)
+    assert [f.text() for f in errors if "PATH_TO_BE_CONFIGURED" not in f.message] == []
+
+
+def test_command_line(folder, capsys):
+    config = str(folder / "my.config")
+    assert main(["lint", config]) == 0
+    assert "nothing to complain about" in capsys.readouterr().out
+    assert main(["lint", config, "--set", "train_config.batch_size=0"]) == 1
+    out = capsys.readouterr().out
+    assert f"{config}:18: error: train_config.batch_size: is 0" in out
+    assert "1 error" in out.splitlines()[-1]
+    assert main(["lint", config, "--json", "--set=train_config.batch_size=0"]) == 1
+    (finding,) = json.loads(capsys.readouterr().out)
+    assert finding["path"] == "train_config.batch_size" and finding["line"] == 18
+
+
+def test_command_line_with_a_config_that_does_not_parse(folder, capsys):
+    config = folder / "broken.config"
+    config.write_text("train_config {\n  bach_size: 3\n}\n")
+    assert main(["lint", str(config)]) == 1
+    assert f"{config}:2:3: TrainConfig has no field 'bach_size'; did you mean 'batch_size'?" in capsys.readouterr().err
+    assert main(["lint", "--json", str(config)]) == 1
+    assert json.loads(capsys.readouterr().out)[0]["line"] == 2
+    assert main(["lint", str(folder / "my.config"), "--set", "nonsense"]) == 1
+    assert "path=value" in capsys.readouterr().err
