@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 from google.protobuf.message import Message
 
@@ -31,7 +32,8 @@ def build_augmentation(options: Any, num_classes: int | None = None) -> list[Ste
         try:
             steps.append(TABLE[name](getattr(message, name)))
             if name == "remap_labels" and not 1 <= message.remap_labels.new_label <= (num_classes or 2**31):
-                raise UserError(f"new_label is {message.remap_labels.new_label}, expected 1 to num_classes {num_classes}")
+                new = message.remap_labels.new_label
+                raise UserError(f"new_label is {new}, expected 1 to num_classes ({num_classes})")
         except UserError as error:
             raise UserError(f"{where}.{name}: {error}") from None
     return steps

@@ -134,15 +134,13 @@ def _weights(input_reader: input_reader_pb2.InputReader) -> list[float]:
     weights = list(input_reader.sample_from_datasets_weights)
     paths = len(input_reader.tf_record_input_reader.input_path)
     if weights and len(weights) != paths:
-        raise UserError(f"sample_from_datasets_weights has {len(weights)} values, expected one per input_path ({paths})")
+        raise UserError(f"sample_from_datasets_weights has {len(weights)} values, expected {paths} (one per path)")
     if weights and (min(weights) < 0 or sum(weights) <= 0):
         raise UserError(f"sample_from_datasets_weights is {weights}, expected no negative and at least one positive")
     return weights
 
 
-def _max_boxes(
-    input_reader: input_reader_pb2.InputReader, train_config: train_pb2.TrainConfig | None = None
-) -> int:
+def _max_boxes(input_reader: input_reader_pb2.InputReader, train_config: train_pb2.TrainConfig | None = None) -> int:
     """The reader's field; the deprecated one of train_config only where the reader's is not written out."""
     if train_config is not None and train_config.HasField("max_number_of_boxes"):
         if not input_reader.HasField("max_number_of_boxes"):

@@ -19,9 +19,7 @@ def random_adjust_brightness(sample: Sample, seed: tf.Tensor, max_delta: float =
     return sample._replace(image=_clip(as_float(sample.image) + delta))
 
 
-def random_adjust_contrast(
-    sample: Sample, seed: tf.Tensor, min_delta: float = 0.8, max_delta: float = 1.25
-) -> Sample:
+def random_adjust_contrast(sample: Sample, seed: tf.Tensor, min_delta: float = 0.8, max_delta: float = 1.25) -> Sample:
     """Scales the distance to each channel's mean by a factor from min_delta..max_delta."""
     factor = uniform(seed, min_delta, max_delta)
     return sample._replace(image=_clip(tf.image.adjust_contrast(as_float(sample.image), factor)))

@@ -5,7 +5,7 @@ The SSD family (Liu et al., arXiv:1512.02325, section 3.6) first draws which of 
 
 from __future__ import annotations
 
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -16,14 +16,14 @@ from od_finetune.data.sample import Sample
 
 
 class Crop(NamedTuple):
-    """How to draw a crop."""
+    """How to draw a crop. Where a number may be a tensor, the annotation says so."""
 
-    min_object_covered: float = 1.0  # at least this share of one box's area is in the crop
+    min_object_covered: float | tf.Tensor = 1.0  # at least this share of one box's area is in the crop
     aspect_ratio: tuple[float, float] = (0.75, 1.33)  # range of width / height
     area: tuple[float, float] = (0.1, 1.0)  # range of the share of the image
-    overlap_thresh: float = 0.3  # a box with a smaller share of its area in the crop is dropped
+    overlap_thresh: float | tf.Tensor = 0.3  # a box with a smaller share of its area in the crop is dropped
     clip_boxes: bool = True
-    random_coef: float = 0.0  # probability of keeping the image as it is
+    random_coef: float | tf.Tensor = 0.0  # probability of keeping the image as it is
 
 
 class Pad(NamedTuple):
@@ -63,7 +63,7 @@ def random_crop_image(sample: Sample, seed: tf.Tensor, crop: Crop = Crop()) -> S
         )
         return geometry.crop(sample, begin[:2], size[:2], crop.overlap_thresh, crop.clip_boxes)
 
-    if crop.random_coef <= 0.0:
+    if isinstance(crop.random_coef, float) and crop.random_coef <= 0.0:
         return cropped()
     return tf.cond(chance(keep_seed, crop.random_coef), lambda: sample, cropped)
 
@@ -102,7 +102,11 @@ def random_crop_to_aspect_ratio(
 
 def ssd_random_crop(sample: Sample, seed: tf.Tensor, crops: tuple[Crop, ...] = SSD_CROPS) -> Sample:
     """One of `crops`, drawn evenly."""
-    return _one_of([lambda s, seed, crop=crop: random_crop_image(s, seed, crop) for crop in crops], sample, seed)
+    choice_seed, crop_seed = split(seed, 2)
+    choice = integer(choice_seed, 0, len(crops) - 1)
+    if _alike(crops):
+        return random_crop_image(sample, crop_seed, _chosen(crops, choice))
+    return tf.switch_case(choice, [lambda crop=crop: random_crop_image(sample, crop_seed, crop) for crop in crops])
 
 
 def ssd_random_crop_pad(
@@ -110,8 +114,26 @@ def ssd_random_crop_pad(
 ) -> Sample:
     """One of `crop_pads`, drawn evenly."""
     sample = sample._replace(image=geometry.as_float(sample.image))
-    steps = [lambda s, seed, cp=cp: random_crop_pad_image(s, seed, cp[0], cp[1]) for cp in crop_pads]
-    return _one_of(steps, sample, seed)
+    choice_seed, crop_seed = split(seed, 2)
+    choice = integer(choice_seed, 0, len(crop_pads) - 1)
+    crops, pads = zip(*crop_pads, strict=True)
+    if _alike(crops) and len(set(pads)) == 1:
+        return random_crop_pad_image(sample, crop_seed, _chosen(crops, choice), pads[0])
+    branches = [
+        lambda crop=crop, pad=pad: random_crop_pad_image(sample, crop_seed, crop, pad) for crop, pad in crop_pads
+    ]
+    return tf.switch_case(choice, branches)
+
+
+def _alike(crops: tuple[Crop, ...]) -> bool:
+    """Whether the crops differ only in what may be a tensor: one branch then serves all, a seventh of the graph."""
+    return len({(crop.aspect_ratio, crop.area, crop.clip_boxes) for crop in crops}) == 1
+
+
+def _chosen(crops: tuple[Crop, ...], choice: tf.Tensor) -> Crop:
+    names = ("min_object_covered", "overlap_thresh", "random_coef")
+    values = {name: tf.constant([getattr(crop, name) for crop in crops], tf.float32)[choice] for name in names}
+    return crops[0]._replace(**values)
 
 
 def ssd_random_crop_fixed_aspect_ratio(
@@ -138,12 +160,6 @@ def ssd_random_crop_pad_fixed_aspect_ratio(
     crop_seed, pad_seed = split(seed, 2)
     cropped = ssd_random_crop(sample, crop_seed, crops)
     return random_pad_to_aspect_ratio(cropped, pad_seed, aspect_ratio, min_padded_size_ratio, max_padded_size_ratio)
-
-
-def _one_of(steps: list[Callable[[Sample, tf.Tensor], Sample]], sample: Sample, seed: tf.Tensor) -> Sample:
-    choice_seed, step_seed = split(seed, 2)
-    choice = integer(choice_seed, 0, len(steps) - 1)
-    return tf.switch_case(choice, [lambda step=step: step(sample, step_seed) for step in steps])
 
 
 def random_square_crop_by_scale(

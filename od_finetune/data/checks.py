@@ -7,7 +7,8 @@ between two marks, and `explain` takes it out again.
 from __future__ import annotations
 
 import re
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -21,10 +22,11 @@ class BadRecord(UserError):
 
 
 class Check(NamedTuple):
-    """A condition, and the message for when it does not hold (built only then)."""
+    """A condition, and the message for when it does not hold (computed only if one fails)."""
 
     holds: tf.Tensor  # bool scalar
-    message: Callable[[], tf.Tensor]  # string scalar: what was found, what was expected
+    # string scalar: what was found, what was expected; computable whether the condition holds or not
+    message: Callable[[], tf.Tensor]
 
 
 def require(key: tf.Tensor, checks: list[Check]) -> None:
@@ -35,18 +37,13 @@ def require(key: tf.Tensor, checks: list[Check]) -> None:
     """
 
     def fail() -> tf.Tensor:
-        message = checks[-1].message
+        message = checks[-1].message()
         for check in reversed(checks[:-1]):
-            message = _select(check, message)
-        text = tf.strings.join([_START, key, ": ", message(), _END])
-        tf.debugging.Assert(False, [text])
+            message = tf.where(check.holds, message, check.message())
+        tf.debugging.Assert(False, [tf.strings.join([_START, key, ": ", message, _END])])
         return tf.constant(0)
 
     tf.cond(tf.reduce_all([check.holds for check in checks]), lambda: tf.constant(0), fail)
-
-
-def _select(check: Check, otherwise: Callable[[], tf.Tensor]) -> Callable[[], tf.Tensor]:
-    return lambda: tf.cond(check.holds, otherwise, check.message)
 
 
 def describe(*parts: tf.Tensor | str) -> tf.Tensor:

@@ -9,7 +9,8 @@ resumed goes on with the very batch that would have come next.
 
 from __future__ import annotations
 
-from typing import Callable, NamedTuple, Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -77,12 +78,16 @@ def _epochs(files: Sequence[RecordFile], options: StreamOptions, number: int, fi
     paths = tf.constant([file.path for file in files])
     seed = tf.constant([options.seed % 2**31, number], tf.int32)
 
+    @tf.autograph.experimental.do_not_convert
     def read(file_index: tf.Tensor) -> tf.data.Dataset:
         path = paths[file_index]
-        return tf.data.TFRecordDataset(path).enumerate().map(
-            lambda record, serialized: (tf.strings.join([path, ":", tf.strings.as_string(record)]), serialized)
+        return (
+            tf.data.TFRecordDataset(path)
+            .enumerate()
+            .map(lambda record, serialized: (tf.strings.join([path, ":", tf.strings.as_string(record)]), serialized))
         )
 
+    @tf.autograph.experimental.do_not_convert
     def epoch(index: tf.Tensor) -> tf.data.Dataset:
         # The shuffle's seed must not depend on a global seed that someone sets; this is this function's graph only.
         tf.compat.v1.set_random_seed(1)
@@ -107,6 +112,7 @@ def _mix(streams: list[tf.data.Dataset], weights: Sequence[float], seed: int) ->
     limits = tf.cumsum(tf.constant(weights, tf.float32) / sum(weights))
     mix_seed = tf.constant([seed % 2**31, len(streams)], tf.int32)
 
+    @tf.autograph.experimental.do_not_convert
     def choose(index: tf.Tensor) -> tf.Tensor:
         chosen = tf.reduce_sum(tf.cast(uniform(fold_in(mix_seed, index)) >= limits, tf.int64))
         return tf.minimum(chosen, len(streams) - 1)
@@ -131,6 +137,7 @@ def build_batches(
     """
     base_seed = tf.constant([seed % 2**31, len(steps)], tf.int32)
 
+    @tf.autograph.experimental.do_not_convert
     def process(index: tf.Tensor, record: tuple[tf.Tensor, tf.Tensor]) -> Batch:
         decoded = decoder(record[1], record[0])
         sample = augment(decoded.sample, fold_in(base_seed, index), steps)
@@ -144,10 +151,7 @@ def build_batches(
             original_shapes=tf.shape(decoded.sample.image)[:2],
         )
 
-    def pack(position: tf.Tensor, serialized: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return position, serialized
-
-    dataset = stream.map(pack).enumerate(start=first_index)
+    dataset = stream.enumerate(start=first_index)
     dataset = dataset.map(process, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     dataset = _batch(dataset, options)
     if options.prefetch:

@@ -112,7 +112,8 @@ class Decoder:
             checks.append(_same_length(features, "image/object/class/label", length, self._no_label_hint()))
         else:
             use_text = tf.size(text) > 0
-            classes = tf.cond(use_text, lambda: self._label_ids.lookup(text), lambda: label)
+            # only one of the two has any rows
+            classes = tf.concat([self._label_ids.lookup(text), label[: tf.where(use_text, 0, tf.size(label))]], axis=0)
             count = tf.size(classes)
             checks.append(
                 Check(
@@ -127,12 +128,8 @@ class Decoder:
         for name, (key, default) in _OPTIONAL.items():
             values = features[key]
             checks.append(_same_length(features, key, length, optional=True))
-            dtype = tf.bool if isinstance(default, bool) else tf.float32
-            lists[name] = tf.cond(
-                tf.size(values) > 0,
-                lambda values=values, dtype=dtype: tf.cast(_fit(values, length), dtype),
-                lambda default=default: tf.fill([length], default),
-            )
+            values = tf.cast(values, tf.bool if isinstance(default, bool) else tf.float32)
+            lists[name] = _fit(values, length, default)
         return sides, lists, checks
 
     def _no_label_hint(self) -> str:
@@ -187,18 +184,25 @@ def _first(values: tf.Tensor, default: tf.Tensor | str) -> tf.Tensor:
     return tf.concat([values, [default]], axis=0)[0]
 
 
-def _fit(values: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
-    """`values` cut or filled to `length`."""
-    filler = tf.fill([length], "") if values.dtype == tf.string else tf.zeros([length], values.dtype)
-    return tf.concat([values, filler], axis=0)[:length]
+def _fit(values: tf.Tensor, length: tf.Tensor, default: float | bool | str | None = None) -> tf.Tensor:
+    """`values` cut to `length`, or filled with `default` (the type's zero where not given)."""
+    filler = _zero(values.dtype) if default is None else tf.constant(default, values.dtype)
+    return tf.concat([values, tf.fill([length], filler)], axis=0)[:length]
+
+
+def _zero(dtype: tf.DType) -> tf.Tensor:
+    return tf.constant("") if dtype == tf.string else tf.zeros([], dtype)
 
 
 def _first_true(mask: tf.Tensor) -> tf.Tensor:
-    return tf.argmax(tf.cast(mask, tf.int32), output_type=tf.int32)
+    """Index of the first true element; the length of `mask` if there is none."""
+    return tf.argmax(tf.concat([tf.cast(mask, tf.int32), [1]], axis=0), output_type=tf.int32)
 
 
 def _pick(values: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    return values[_first_true(mask)]
+    """The element (row) of `values` at the first true element of `mask`, or the type's zero."""
+    filler = tf.fill(tf.concat([[1], tf.shape(values)[1:]], axis=0), _zero(values.dtype))
+    return tf.concat([values, filler], axis=0)[_first_true(mask)]
 
 
 def _same_length(
@@ -244,8 +248,9 @@ def _box_checks(raw: tf.Tensor, clipped: tf.Tensor) -> list[Check]:
 
 def _box_check(boxes: tf.Tensor, wrong: tf.Tensor, expected: str) -> Check:
     def message() -> tf.Tensor:
-        row = _first_true(wrong)
-        numbers = tf.strings.reduce_join(tf.strings.as_string(boxes[row], shortest=True), separator=", ")
-        return describe("box ", row, " (ymin, xmin, ymax, xmax) is [", numbers, f"], expected {expected}")
+        numbers = tf.strings.reduce_join(tf.strings.as_string(_pick(boxes, wrong), shortest=True), separator=", ")
+        return describe(
+            "box ", _first_true(wrong), " (ymin, xmin, ymax, xmax) is [", numbers, f"], expected {expected}"
+        )
 
     return Check(tf.logical_not(tf.reduce_any(wrong)), message)

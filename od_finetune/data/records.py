@@ -35,7 +35,7 @@ def find_files(patterns: list[str]) -> list[RecordFile]:
     for pattern in patterns:
         paths = sorted(path for path in tf.io.gfile.glob(pattern) if not tf.io.gfile.isdir(path))
         if not paths:
-            raise UserError(f"input_path {pattern!r} matches no file; expected TFRecord files (globs like *.record work)")
+            raise UserError(f"input_path {pattern!r} matches no file; expected TFRecord files (a path or a glob)")
         found = [RecordFile(path, count_records(path)) for path in paths]
         if not any(file.num_records for file in found):
             raise UserError(f"{paths[0]}: holds no record ({len(paths)} file(s) match input_path {pattern!r})")
