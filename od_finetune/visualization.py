@@ -143,6 +143,31 @@ def side_by_side(
     return np.concatenate([panels[0], gap, panels[1]], axis=1)
 
 
+def draw_example(
+    batch: fields.Batch,
+    detections: fields.Detections,
+    index: int,
+    names: Mapping[int, str],
+    style: Style = Style(),  # noqa: B008 (immutable)
+) -> np.ndarray:
+    """`side_by_side` of image `index` of a batch (eager tensors or numpy), titled by its source id.
+
+    The image is the one the network saw, without padding.
+    """
+    height, width = (int(side) for side in np.asarray(batch.true_shapes[index])[:2])
+    image = np.clip(np.rint(np.asarray(batch.images[index])[:height, :width]), 0, 255).astype(np.uint8)
+    source_id = np.asarray(batch.source_ids)[index]
+    found = int(detections.num_detections[index])
+    return side_by_side(
+        image,
+        _groundtruth(batch.groundtruth, index),
+        Objects(*(np.asarray(v[index])[:found] for v in (detections.boxes, detections.classes, detections.scores))),
+        names,
+        style,
+        source_id.decode("utf-8", "replace") if isinstance(source_id, bytes) else str(source_id),
+    )
+
+
 def draw_batch(
     batch: fields.Batch,
     detections: fields.Detections,
@@ -150,29 +175,9 @@ def draw_batch(
     style: Style = Style(),  # noqa: B008 (immutable)
     limit: int | None = None,
 ) -> list[np.ndarray]:
-    """`side_by_side` of the first `limit` images of a batch (eager tensors or numpy), titled by source id.
-
-    The images are those the network saw, without padding; each may have its own size.
-    """
-    count = len(np.asarray(batch.true_shapes)) if limit is None else min(limit, len(np.asarray(batch.true_shapes)))
-    pictures = []
-    for i in range(count):
-        height, width = (int(v) for v in np.asarray(batch.true_shapes)[i, :2])
-        image = np.clip(np.rint(np.asarray(batch.images[i])[:height, :width]), 0, 255).astype(np.uint8)
-        title = np.asarray(batch.source_ids)[i]
-        title = title.decode("utf-8", "replace") if isinstance(title, bytes) else str(title)
-        found = int(np.asarray(detections.num_detections)[i])
-        pictures.append(
-            side_by_side(
-                image,
-                _groundtruth(batch.groundtruth, i),
-                Objects(*(np.asarray(v[i])[:found] for v in (detections.boxes, detections.classes, detections.scores))),
-                names,
-                style,
-                title,
-            )
-        )
-    return pictures
+    """`draw_example` of the first `limit` images of a batch; each may have its own size."""
+    count = len(batch.true_shapes) if limit is None else min(limit, len(batch.true_shapes))
+    return [draw_example(batch, detections, index, names, style) for index in range(count)]
 
 
 def contact_sheet(images: Sequence[np.ndarray], columns: int | None = None, gap: int = 10) -> np.ndarray:
