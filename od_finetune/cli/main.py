@@ -1,4 +1,5 @@
-"""The `od-finetune` command. Every subcommand is a module beside this one with `SUMMARY`, `add_arguments` and `run`."""
+"""The `od-finetune` command. Every subcommand is a module beside this one with
+`add_arguments(parser)` and `run(options) -> exit code`."""
 
 from __future__ import annotations
 

@@ -54,6 +54,9 @@ class _Walk:
                 self.next += 1
             is_list = self._peek()[1] == "["
             self.next += is_list
+            if is_list and self._peek()[1] == "]":
+                self.next += 1
+                continue
             while self._peek()[0] != "end":
                 path = f"{prefix}{name}"
                 lines.setdefault(path, line)

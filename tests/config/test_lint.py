@@ -262,7 +262,7 @@ def test_positions_of_lists_maps_and_strings():
 eval_input_reader { shuffle: false } eval_input_reader <
   shuffle: true; name: "}"
 >
-train_config { num_steps: 3 }
+train_config { freeze_variables: [] num_steps: 3 }
 """
     pipeline.parse(text)
     lines = positions.field_lines(text, TrainEvalPipelineConfig.DESCRIPTOR)

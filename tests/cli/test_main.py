@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+import od_finetune
+from od_finetune.cli import main as cli
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"od-finetune {od_finetune.__version__}\n"
+
+
+def test_help_lists_every_command(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    out = capsys.readouterr().out
+    assert all(name in out for name in cli.COMMANDS)
+
+
+@pytest.mark.parametrize("arguments", [[], ["lnit"], ["lint"], ["lint", "a", "b"]])
+def test_calls_that_make_no_sense_exit_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    assert "usage: od-finetune" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_has_help(name, capsys):
+    module = importlib.import_module(f"od_finetune.cli.{name}")
+    assert callable(module.add_arguments) and callable(module.run)
+    with pytest.raises(SystemExit) as caught:
+        cli.main([name, "--help"])
+    assert caught.value.code == 0
+    assert cli.COMMANDS[name] in capsys.readouterr().out
+
+
+def test_user_errors_are_one_message_and_exit_code_1(capsys):
+    assert cli.main(["lint", "no/such.config"]) == 1
+    err = capsys.readouterr().err
+    assert err == "od-finetune lint: no/such.config: no such file; give the path of a pipeline.config\n"
+
+
+def test_lint_does_not_load_tensorflow(tmp_path):
+    """It takes seconds; lint answers at once."""
+    config = tmp_path / "my.config"
+    labels = tmp_path / "labels.pbtxt"
+    labels.write_text("item { id: 1 name: 'cat' }")
+    config.write_text(
+        "model { ssd { num_classes: 1 feature_extractor { type: 'ssd_mobilenet_v1' } } }\n"
+        f"train_input_reader {{ label_map_path: '{labels}' }}\n"
+        "train_config { data_augmentation_options { random_horizontal_flip {} } }\n"
+        "eval_config { metrics_set: 'coco_detection_metrics' }\n"
+    )
+    code = (
+        "import sys; from od_finetune.cli.main import main; main(['lint', sys.argv[1]]); "
+        "heavy = {'tensorflow', 'tf_keras', 'numpy'} & set(sys.modules); print('heavy', sorted(heavy))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(config)], capture_output=True, text=True, check=True)
+    assert "model.ssd.image_resizer: is not set" in done.stdout
+    assert done.stdout.splitlines()[-1] == "heavy []"
