@@ -1,0 +1,262 @@
+"""The whole flow, from a pipeline.config to a fine-tuned, evaluated, exported detector. Read this first.
+
+    pipeline.config -> config -> detector ------+
+                           +--> datasets -------+
+                           +--> RestorePlan ----+
+                           +--> FreezePlan -----+-> trainer -> checkpoints -> evaluator -> export
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import logging
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+import tf_keras
+from PIL import Image
+
+from od_finetune import fields, files, visualization
+from od_finetune.checkpoints.plan import RestorePlan
+from od_finetune.checkpoints.source import open_source
+from od_finetune.config import evaluation, label_map, lint, pipeline, restore, training
+from od_finetune.config.datasets import build_eval_dataset, build_train_dataset
+from od_finetune.config.detector import build_detector
+from od_finetune.errors import UserError
+from od_finetune.export import bundle
+from od_finetune.protos.pipeline_pb2 import TrainEvalPipelineConfig
+from od_finetune.training import checkpointing
+from od_finetune.training.evaluator import Evaluator
+from od_finetune.training.freeze import FreezePlan
+from od_finetune.training.loop import TrainingLoop, evaluate_checkpoints
+from od_finetune.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+RESTORE_PLAN, FREEZE_PLAN, RESULTS, PICTURE = "restore_plan.json", "freeze_plan.json", "results.json", "detections.png"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What the command line adds to a pipeline.config; None leaves the config's value."""
+
+    config_path: str
+    model_dir: str
+    overrides: tuple[str, ...] = ()
+    num_train_steps: int | None = None
+    checkpoint_every_n: int | None = None
+    sample_1_of_n_eval_examples: int | None = None
+    sample_1_of_n_eval_on_train_examples: int = 5
+    eval_on_train_data: bool = False
+    record_summaries: bool = True
+    allow_unhonoured: bool = False
+    export_dir: str | None = None
+
+
+def train_and_evaluate(options: Options) -> int:
+    """Restores, freezes, trains with evaluation, keeps the best, exports it; returns the exit code.
+
+    Continues from the newest checkpoint where `model_dir` has one.
+
+    Raises:
+      UserError: config, records, checkpoint or model_dir can't be used; the message says what to do.
+    """
+    if options.export_dir:
+        bundle.check_directory(options.export_dir)
+    config = _config(options, (lint.TRAIN, lint.EVAL) if _evaluates(options) else (lint.TRAIN,))
+    _claim(options.model_dir, config)
+    detector = _detector(config)
+    if not checkpointing.candidates(options.model_dir):
+        restore_checkpoint(detector, config, options.model_dir)
+    trainer = build_trainer(detector, config, options.model_dir)
+    gallery = _Gallery(config) if config.eval_input_reader else None
+    evaluator = build_evaluator(detector, config, gallery) if gallery else None
+    loop = TrainingLoop(
+        trainer,
+        options.model_dir,
+        training.loop_settings(config.train_config, config.eval_config),
+        lambda step: build_train_dataset(
+            config.train_input_reader, config.train_config, detector, skip_batches=step
+        ),
+        evaluator,
+        training.best_settings(config.eval_config, evaluator.primary) if evaluator else None,
+    )
+    outcome = loop.run()
+    logger.info("Ended at step %d (%s); checkpoint %s", outcome.step, outcome.reason, outcome.checkpoint)
+    if outcome.results:
+        _report(Path(options.model_dir, "eval"), outcome.step, outcome.results, gallery)
+    if options.export_dir and not outcome.exit_code:
+        best = Path(options.model_dir, "best")
+        export_checkpoint(detector, config, str(best) if loop.best else outcome.checkpoint, options.export_dir)
+    return outcome.exit_code
+
+
+def evaluate(options: Options, checkpoint_dir: str, run_once: bool = False, timeout: float | None = None) -> None:
+    """Evaluates the newest checkpoint of a run, or each new one as it appears, without training.
+
+    Raises:
+      UserError: as `train_and_evaluate`; also if no checkpoint appears within `timeout` seconds.
+    """
+    config = _config(options, (lint.TRAIN, lint.EVAL) if options.eval_on_train_data else (lint.EVAL,))
+    if options.eval_on_train_data:
+        del config.eval_input_reader[1:]
+        config.eval_input_reader[0].CopyFrom(config.train_input_reader)
+        config.eval_input_reader[0].sample_1_of_n_examples = options.sample_1_of_n_eval_on_train_examples
+    detector = _detector(config)
+    gallery = _Gallery(config)
+    directory = Path(options.model_dir, "eval_on_train" if options.eval_on_train_data else "eval")
+    evaluate_checkpoints(
+        build_evaluator(detector, config, gallery),
+        checkpoint_dir,
+        directory,
+        use_moving_averages=config.eval_config.use_moving_averages,
+        run_once=run_once,
+        timeout=timeout,
+        interval=config.eval_config.eval_interval_secs,
+        last_step=config.train_config.num_steps,
+        on_results=lambda step, results: _report(directory, step, results, gallery),
+    )
+
+
+def restore_checkpoint(detector: fields.Detector, config: TrainEvalPipelineConfig, model_dir: str) -> RestorePlan | None:
+    """Plans, shows and does what train_config's `fine_tune_checkpoint` fields ask for; None if they ask for nothing."""
+    request = restore.restore_request(config.train_config)
+    if request is None:
+        logger.info("No fine_tune_checkpoint: training starts from random weights.")
+        return None
+    for notice in request.notices:
+        logger.warning("%s", notice)
+    variables = detector.named_variables()
+    plan = RestorePlan.compute(
+        variables,
+        open_source(request.path),
+        request,
+        detector.tf2_names(),
+        detector.part,
+        detector.is_class_head,
+        detector.num_classes,
+    )
+    logger.info("Restore plan:\n%s", plan.text())
+    plan.write(Path(model_dir, RESTORE_PLAN))
+    plan.apply(variables)
+    return plan
+
+
+def build_trainer(detector: fields.Detector, config: TrainEvalPipelineConfig, model_dir: str) -> Trainer:
+    """Shows and writes the freeze plan, and builds the trainer that carries it out."""
+    plan = FreezePlan.compute(detector, training.freeze_request(config.train_config))
+    logger.info("Freeze plan:\n%s", plan.text())
+    plan.write(Path(model_dir, FREEZE_PLAN))
+    return Trainer(
+        detector,
+        plan,
+        training.build_optimizer(config.train_config.optimizer),
+        settings=training.trainer_settings(config.train_config),
+        moving_average_decay=training.moving_average_decay(config.train_config.optimizer),
+    )
+
+
+def build_evaluator(
+    detector: fields.Detector, config: TrainEvalPipelineConfig, gallery: _Gallery | None = None
+) -> Evaluator:
+    """The evaluator of `eval_config` on the first `eval_input_reader`."""
+    reader = config.eval_input_reader[0]
+    return Evaluator(
+        detector,
+        build_eval_dataset(reader, config.eval_config, detector),
+        evaluation.build_metrics(config.eval_config, label_map.load_label_map(reader.label_map_path)),
+        draw=gallery,
+        num_pictures=config.eval_config.num_visualizations,
+    )
+
+
+def export_checkpoint(
+    detector: fields.Detector, config: TrainEvalPipelineConfig, checkpoint: str, directory: str
+) -> bundle.Report:
+    """Loads the newest checkpoint of a directory (or the named one) and exports it with `image_tensor` input."""
+    path = checkpointing.candidates(checkpoint)[0] if Path(checkpoint).is_dir() else checkpoint
+    checkpointing.load_weights(path, detector.named_variables(), config.eval_config.use_moving_averages)
+    labels = config.eval_input_reader[0].label_map_path if config.eval_input_reader else ""
+    report = bundle.export(
+        detector,
+        directory,
+        "image_tensor",
+        pipeline_config=pipeline.to_text(config),
+        label_map=Path(labels).read_text(encoding="utf-8") if labels else None,
+    )
+    logger.info("Exported %s\n%s", path, report.text())
+    return report
+
+
+class _Gallery:
+    """Draws the evaluator's pictures and remembers those of the latest evaluation for one contact sheet."""
+
+    def __init__(self, config: TrainEvalPipelineConfig) -> None:
+        self._names = label_map.load_label_map(config.eval_input_reader[0].label_map_path).names(use_display_name=True)
+        self._style = evaluation.build_style(config.eval_config)
+        self._limit = max(1, config.eval_config.num_visualizations)
+        self._pictures: list[np.ndarray] = []
+
+    def __call__(self, batch: fields.Batch, detections: fields.Detections, index: int) -> np.ndarray:
+        one = tf.nest.map_structure(lambda value: value[index : index + 1], (batch, detections))
+        picture = visualization.draw_batch(*one, self._names, self._style)[0]
+        self._pictures = [*self._pictures, picture][-self._limit :]
+        return picture
+
+    def write(self, path: Path) -> None:
+        if self._pictures:
+            image = Image.fromarray(visualization.contact_sheet(self._pictures))
+            stream = io.BytesIO()
+            image.save(stream, "PNG")
+            files.write_bytes(path, stream.getvalue())
+
+
+def _config(options: Options, use: Collection[str]) -> TrainEvalPipelineConfig:
+    config = pipeline.load(options.config_path, options.overrides)
+    if options.num_train_steps is not None:
+        config.train_config.num_steps = options.num_train_steps
+    if options.checkpoint_every_n is not None:
+        config.train_config.checkpoint_every_n_steps = options.checkpoint_every_n
+    if options.sample_1_of_n_eval_examples is not None and config.eval_input_reader:
+        config.eval_input_reader[0].sample_1_of_n_examples = options.sample_1_of_n_eval_examples
+    findings = lint.check(config, options.config_path, use=use, allow_unhonoured=options.allow_unhonoured)
+    if findings:
+        logger.warning("%s", lint.report(findings, options.config_path))
+    return config
+
+
+def _evaluates(options: Options) -> bool:
+    return bool(pipeline.load(options.config_path, options.overrides).eval_input_reader)
+
+
+def _claim(model_dir: str, config: TrainEvalPipelineConfig) -> None:
+    """Makes model_dir this config's: refuses one that holds another model's run, else writes the config there."""
+    saved = Path(model_dir, pipeline.SAVED_NAME)
+    if saved.exists() and checkpointing.candidates(model_dir):
+        changed = pipeline.model_differences(pipeline.load(saved), config)
+        if changed:
+            listed = "\n  ".join(changed)
+            raise UserError(
+                f"{model_dir} holds checkpoints of another model ({saved}):\n  {listed}\n"
+                "Give a new --model_dir, or the config this directory was trained with."
+            )
+    pipeline.save(config, model_dir)
+
+
+def _detector(config: TrainEvalPipelineConfig) -> fields.Detector:
+    tf_keras.utils.set_random_seed(config.train_config.seed)
+    detector = build_detector(config.model)
+    detector.build()
+    return detector
+
+
+def _report(directory: Path, step: int, results: dict[str, float], gallery: _Gallery | None) -> None:
+    """Prints the metrics, and writes them and the picture to `directory`."""
+    lines = "\n".join(f"  {name}: {value:.4f}" for name, value in results.items())
+    logger.info("Evaluation at step %d:\n%s", step, lines)
+    files.write_json(directory / RESULTS, {"step": step, "results": results})
+    if gallery is not None:
+        gallery.write(directory / PICTURE)
