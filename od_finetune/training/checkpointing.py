@@ -109,7 +109,7 @@ class Checkpoints:
         trainer = self.trainer
         slots = [
             f"model/{_escape(name)}/.OPTIMIZER_SLOT/optimizer/{slot}{_VALUE}"
-            for name in trainer.variables
+            for name in trainer.trained
             for slot in trainer.optimizer.get_slot_names()
         ]
         missing = sum(slot not in shapes for slot in slots)
@@ -120,7 +120,7 @@ class Checkpoints:
             )
         if trainer.moving_average is not None:
             averaged = _stored(shapes, "moving_average")
-            trainer.moving_average.reset(name for name in trainer.variables if name not in averaged)
+            trainer.moving_average.reset(name for name in trainer.trained if name not in averaged)
 
 
 def load_weights(path: str, variables: Mapping[str, tf.Variable], use_moving_averages: bool = False) -> int:

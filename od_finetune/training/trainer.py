@@ -14,8 +14,12 @@ from od_finetune.training.freeze import FreezePlan
 from od_finetune.training.optimizers import MovingAverage, Optimizer
 
 _NOT_FINITE = "the loss or its gradient is not finite"
-# TensorFlow appends graph positions to what an operation of the input pipeline reports.
-_GRAPH_NOISE = re.compile(r"\s*\[\[.*|\s*\[Op:.*|^.*Error in user-defined function passed to .*?: ", re.S)
+# What TensorFlow puts around the message of an operation in the input pipeline: where in which graph it happened.
+_GRAPH_NOISE = re.compile(
+    r"\s*\[\[.*|\s*\[Op:.*|^Graph execution error:.*\n\n|^.*user-defined function passed to .*?: "
+    r"|\{\{function_node [^}]*\}\} ?|Iterator::\S+: |assertion failed: ",
+    re.DOTALL,
+)
 
 
 class NotFiniteError(UserError):
@@ -58,16 +62,19 @@ class Trainer(orbit.StandardTrainer):
         self.plan = plan
         self.settings = settings or TrainerSettings()
         self.global_step = orbit.utils.create_global_step()
-        self.variables = plan.apply(detector)
+        self.trained = plan.apply(detector)
         self.optimizer = optimizer
-        optimizer.build(list(self.variables.values()), self.global_step, plan.multipliers)
+        optimizer.build(list(self.trained.values()), self.global_step, plan.multipliers)
         self.moving_average = None
         if moving_average_decay is not None:
-            self.moving_average = MovingAverage(self.variables, moving_average_decay)
+            self.moving_average = MovingAverage(self.trained, moving_average_decay)
         self.exhausted = False  # whether the dataset came to its end
         regularizers = detector.regularizers() if self.settings.regularize else {}
-        self._regularizers = {name: f for name, f in regularizers.items() if name in self.variables}
-        self._sums: dict[str, tf.Variable] = {}  # of each loss since the last train_loop_end
+        self._regularizers = {name: f for name, f in regularizers.items() if name in self.trained}
+        # Losses summed since reset_means, in the order of names that tracing finds. The shape is open because only
+        # the detector knows its losses, and a variable made while tracing would have everything traced twice.
+        self._loss_names: list[str] = []
+        self._sums = tf.Variable([0.0], shape=[None], trainable=False)
         self._summed = tf.Variable(0.0, trainable=False)
         self._keys = tf.Variable([""], shape=[None], trainable=False)
         self._last_loss = tf.Variable(0.0, trainable=False)
@@ -78,7 +85,7 @@ class Trainer(orbit.StandardTrainer):
         predictions = self.detector.predict(inputs, batch.true_shapes, training=True)
         losses = dict(self.detector.losses(predictions, batch.groundtruth))
         if self._regularizers:
-            decay = [f(self.variables[name]) for name, f in self._regularizers.items()]
+            decay = [f(self.trained[name]) for name, f in self._regularizers.items()]
             losses[fields.REGULARIZATION_LOSS] = tf.add_n(decay)
         losses[fields.TOTAL_LOSS] = tf.add_n(list(losses.values()))
         return losses
@@ -89,12 +96,12 @@ class Trainer(orbit.StandardTrainer):
         Only trained variables are watched, so that no backward operation and no stored activation exists below
         the lowest of them.
         """
-        variables = list(self.variables.values())
+        variables = list(self.trained.values())
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
             losses = self.losses(batch)
         gradients = tape.gradient(losses[fields.TOTAL_LOSS], variables)
-        reached = {n: tf.convert_to_tensor(g) for n, g in zip(self.variables, gradients, strict=True) if g is not None}
+        reached = {n: tf.convert_to_tensor(g) for n, g in zip(self.trained, gradients, strict=True) if g is not None}
         return losses, reached
 
     def train_step(self, iterator: tf.data.Iterator) -> None:
@@ -109,7 +116,7 @@ class Trainer(orbit.StandardTrainer):
         values = self._checked(batch, losses[fields.TOTAL_LOSS], norm, list(gradients.values()))
         if self.settings.clip_norm:
             values, _ = tf.clip_by_global_norm(values, self.settings.clip_norm, use_norm=norm)
-        self.optimizer.apply_gradients(zip(values, [self.variables[name] for name in gradients], strict=True))
+        self.optimizer.apply_gradients(zip(values, [self.trained[name] for name in gradients], strict=True))
         if self.moving_average is not None:
             self.moving_average.update()
         self._record(losses)
@@ -126,11 +133,8 @@ class Trainer(orbit.StandardTrainer):
             return [tf.identity(gradient) for gradient in gradients]
 
     def _record(self, losses: dict[str, tf.Tensor]) -> None:
-        for name, value in losses.items():
-            if name not in self._sums:  # the detector alone knows its losses, so these come with the first trace
-                with tf.init_scope():
-                    self._sums[name] = tf.Variable(0.0, trainable=False)
-            self._sums[name].assign_add(value)
+        self._loss_names[:] = losses
+        self._sums.assign(self._sums + tf.stack(list(losses.values())))  # the [0.0] of a reset spreads
         self._summed.assign_add(1.0)
 
     def train(self, num_steps: tf.Tensor) -> orbit.runner.Output | None:
@@ -156,13 +160,13 @@ class Trainer(orbit.StandardTrainer):
     def train_loop_end(self) -> dict[str, tf.Tensor]:
         """Mean of each loss since the last call of `reset_means`, and the learning rate."""
         count = tf.maximum(self._summed, 1.0)
-        means = {name: total / count for name, total in self._sums.items()}
+        means = dict(zip(self._loss_names, tf.unstack(self._sums / count), strict=False))
         return {**means, "learning_rate": self.optimizer.current_rate()}
 
     def reset_means(self) -> None:
         """Starts the means of `train_loop_end` afresh."""
-        for variable in (*self._sums.values(), self._summed):
-            variable.assign(0.0)
+        self._sums.assign([0.0])
+        self._summed.assign(0.0)
 
     def _not_finite_message(self) -> str:
         keys = ", ".join(key.decode("utf-8", "replace") for key in self._keys.numpy())

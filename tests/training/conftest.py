@@ -1,0 +1,171 @@
+"""A detector small enough to train in milliseconds, with everything that freezing has to reach."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras
+
+from od_finetune import fields
+
+SIZE, CLASSES, BOXES, ANCHORS = 8, 2, 3, 16
+LEAVES = {"kernel": "weights", "depthwise_kernel": "depthwise_weights", "bias": "biases"}
+
+
+class FakeDetector(tf.Module):
+    """Two convolutions with batch norm (the second depthwise) and two convolutional predictors."""
+
+    def __init__(self, seed: int = 0, weight_decay: float = 0.01) -> None:
+        super().__init__()
+        self.num_classes = CLASSES
+        tf_keras.utils.set_random_seed(seed)
+        keras = tf_keras.layers
+        self._layers = {
+            "FeatureExtractor/Conv_0": keras.Conv2D(4, 3, padding="same", use_bias=False),
+            "FeatureExtractor/Conv_0/BatchNorm": keras.BatchNormalization(momentum=0.5),
+            "FeatureExtractor/Conv_1": keras.DepthwiseConv2D(3, strides=2, padding="same", use_bias=False),
+            "FeatureExtractor/Conv_1/BatchNorm": keras.BatchNormalization(momentum=0.5),
+            "BoxPredictor_0/ClassPredictor": keras.Conv2D(CLASSES + 1, 1),
+            "BoxPredictor_0/BoxEncodingPredictor": keras.Conv2D(4, 1),
+        }
+        self._weight_decay = weight_decay
+        self._built = False
+
+    def build(self) -> None:
+        if not self._built:
+            self._forward(tf.zeros([1, SIZE, SIZE, 3]), False)
+            self._built = True
+
+    def _forward(self, x: tf.Tensor, training: bool) -> tuple[tf.Tensor, tf.Tensor]:
+        for i in range(2):
+            x = self._layers[f"FeatureExtractor/Conv_{i}"](x)
+            x = tf.nn.relu(self._layers[f"FeatureExtractor/Conv_{i}/BatchNorm"](x, training=training))
+        scores = self._layers["BoxPredictor_0/ClassPredictor"](x)
+        boxes = self._layers["BoxPredictor_0/BoxEncodingPredictor"](x)
+        return tf.reshape(boxes, [-1, ANCHORS, 4]), tf.reshape(scores, [-1, ANCHORS, CLASSES + 1])
+
+    def normalize(self, images: tf.Tensor) -> tf.Tensor:
+        return images / 127.5 - 1.0
+
+    def predict(self, inputs: tf.Tensor, true_shapes: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
+        boxes, scores = self._forward(inputs, training)
+        return {fields.BOX_ENCODINGS: boxes, fields.CLASS_PREDICTIONS: scores}
+
+    def losses(self, predictions: dict[str, tf.Tensor], groundtruth: fields.Groundtruth) -> dict[str, tf.Tensor]:
+        target = tf.reduce_mean(groundtruth.boxes, axis=1, keepdims=True)
+        label = tf.pad(tf.reduce_mean(groundtruth.classes, axis=1, keepdims=True), [[0, 0], [0, 0], [1, 0]])
+        return {
+            fields.LOCALIZATION_LOSS: tf.reduce_mean(tf.square(predictions[fields.BOX_ENCODINGS] - target)),
+            fields.CLASSIFICATION_LOSS: tf.reduce_mean(tf.square(predictions[fields.CLASS_PREDICTIONS] - label)),
+        }
+
+    def postprocess(self, predictions: dict[str, tf.Tensor], true_shapes: tf.Tensor) -> fields.Detections:
+        boxes, scores = predictions[fields.BOX_ENCODINGS], predictions[fields.CLASS_PREDICTIONS]
+        best = tf.reduce_max(scores[..., 1:], axis=-1)
+        return fields.Detections(
+            boxes=boxes,
+            scores=best,
+            classes=tf.argmax(scores[..., 1:], axis=-1, output_type=tf.int32),
+            num_detections=tf.fill([tf.shape(boxes)[0]], ANCHORS),
+            multiclass_scores=scores,
+            anchor_indices=tf.tile(tf.range(ANCHORS)[tf.newaxis], [tf.shape(boxes)[0], 1]),
+            raw_boxes=boxes,
+            raw_scores=scores,
+        )
+
+    def weighted_layers(self) -> dict[str, tf_keras.layers.Layer]:
+        return dict(self._layers)
+
+    def named_variables(self) -> dict[str, tf.Variable]:
+        named = {}
+        for scope, layer in self._layers.items():
+            for variable in layer.weights:
+                leaf = variable.name.split("/")[-1].removesuffix(":0")
+                named[f"{scope}/{LEAVES.get(leaf, leaf)}"] = variable
+        return named
+
+    def regularizers(self) -> dict[str, Callable[[tf.Tensor], tf.Tensor]]:
+        decay = self._weight_decay
+        if not decay:
+            return {}
+        return {n: lambda v: decay * tf.nn.l2_loss(v) for n in self.named_variables() if n.endswith("weights")}
+
+    def tf2_names(self) -> dict[str, str]:
+        return {"FeatureExtractor/Conv_0/weights": "stem/kernel"}
+
+    def part(self, name: str) -> str:
+        return "backbone" if name.startswith("FeatureExtractor") else "head"
+
+    def is_class_head(self, name: str) -> bool:
+        return "ClassPredictor" in name
+
+
+def make_batch(index: int, size: int = 2) -> fields.Batch:
+    """The same batch for the same index."""
+    draws = np.random.default_rng(index)
+    boxes = np.sort(draws.random([size, BOXES, 4], np.float32), axis=-1)
+    flags = np.zeros([size, BOXES], bool)
+    return fields.Batch(
+        images=tf.constant(draws.random([size, SIZE, SIZE, 3], np.float32) * 255.0),
+        true_shapes=tf.constant([[SIZE, SIZE, 3]] * size),
+        groundtruth=fields.Groundtruth(
+            boxes=tf.constant(boxes),
+            classes=tf.constant(np.eye(CLASSES, dtype=np.float32)[draws.integers(0, CLASSES, [size, BOXES])]),
+            weights=tf.ones([size, BOXES]),
+            num_boxes=tf.fill([size], BOXES),
+            is_crowd=tf.constant(flags),
+            difficult=tf.constant(flags),
+            group_of=tf.constant(flags),
+            area=tf.zeros([size, BOXES]),
+        ),
+        keys=tf.constant([f"train.record:{index * size + i} image-{index * size + i}" for i in range(size)]),
+        source_ids=tf.constant([f"image-{index * size + i}" for i in range(size)]),
+        original_shapes=tf.constant([[SIZE, SIZE]] * size),
+    )
+
+
+def make_dataset(count: int = 64, skip: int = 0, size: int = 2, endless: bool = True) -> tf.data.Dataset:
+    """Batches 0..count-1, for ever or once, without the first `skip`."""
+    rows = [make_batch(i, size) for i in range(count)]
+    stacked = tf.nest.map_structure(lambda *tensors: tf.stack(tensors), *rows)
+    dataset = tf.data.Dataset.from_tensor_slices(stacked)
+    return (dataset.repeat() if endless else dataset).skip(skip)
+
+
+def hash_of(variable: tf.Variable) -> str:
+    """Of the exact bits."""
+    return hashlib.sha256(variable.numpy().tobytes()).hexdigest()
+
+
+@pytest.fixture
+def fake_detector() -> Callable[..., FakeDetector]:
+    """Makes a built FakeDetector; the same weights for the same seed."""
+
+    def make(seed: int = 0, weight_decay: float = 0.01) -> FakeDetector:
+        detector = FakeDetector(seed, weight_decay)
+        detector.build()
+        return detector
+
+    return make
+
+
+@pytest.fixture
+def batch() -> Callable[..., fields.Batch]:
+    """`make_batch`."""
+    return make_batch
+
+
+@pytest.fixture
+def dataset() -> Callable[..., tf.data.Dataset]:
+    """`make_dataset`."""
+    return make_dataset
+
+
+@pytest.fixture
+def hashes() -> Callable[[object], dict[str, str]]:
+    """Detector -> hash of each variable's bits by name."""
+    return lambda detector: {name: hash_of(v) for name, v in detector.named_variables().items()}
