@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -21,6 +22,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code: 0 fine, 1 the input is at fault, 2 the call is."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before a subcommand loads TensorFlow: its chatter hides ours
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog="od-finetune", description=od_finetune.__doc__)
     parser.add_argument("--version", action="version", version=f"od-finetune {od_finetune.__version__}")
