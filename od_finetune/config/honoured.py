@@ -304,7 +304,9 @@ UNHONOURED: dict[str, str] = {
 
 REPLACED_BY: dict[tuple[str, str], str] = {
     ("TrainConfig", "from_detection_checkpoint"): 'write fine_tune_checkpoint_type: "detection" (or "classification")',
-    ("TrainConfig", "load_all_detection_checkpoint_vars"): 'write fine_tune_checkpoint_type: "full" or "detection"',
+    ("TrainConfig", "load_all_detection_checkpoint_vars"): (
+        'write fine_tune_checkpoint_type: "detection", with fine_tune_checkpoint_version V1 for heads too, V2 without'
+    ),
     ("TrainConfig", "batch_queue_capacity"): "leave it out; num_prefetch_batches of the input reader is what is left",
     ("TrainConfig", "num_batch_queue_threads"): "leave it out",
     ("TrainConfig", "prefetch_queue_capacity"): "leave it out; see num_prefetch_batches of the input reader",

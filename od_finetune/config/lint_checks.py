@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator
 
 from google.protobuf.message import Message
 
+from od_finetune.checkpoints.records import TYPES
 from od_finetune.config import lint_files, pipeline, tables
 from od_finetune.config.finding import ERROR, WARNING, Finding
 from od_finetune.protos import model_pb2, optimizer_pb2, train_pb2
 from od_finetune.protos.pipeline_pb2 import TrainEvalPipelineConfig
 
-CHECKPOINT_TYPES = ("classification", "detection", "full")
 _SSD_PARTS = (
     "image_resizer.image_resizer_oneof",
     "feature_extractor",
@@ -204,13 +204,16 @@ def _steps(settings: train_pb2.TrainConfig) -> Iterator[Finding]:
 
 def _checkpoint_type(settings: train_pb2.TrainConfig) -> Iterator[Finding]:
     kind, path = settings.fine_tune_checkpoint_type, "train_config.fine_tune_checkpoint_type"
-    if kind and kind not in CHECKPOINT_TYPES:
-        hint = pipeline.nearest_hint(kind, CHECKPOINT_TYPES)
-        yield Finding(ERROR, path, f"{kind!r} is no checkpoint type", f"{hint} (of {', '.join(CHECKPOINT_TYPES)})")
+    if kind and kind not in TYPES:
+        hint = pipeline.nearest_hint(kind, TYPES)
+        yield Finding(ERROR, path, f"{kind!r} is no checkpoint type", f"{hint} (of {', '.join(TYPES)})")
+    if settings.fine_tune_checkpoint_version == train_pb2.UNKNOWN:
+        at = "train_config.fine_tune_checkpoint_version"
+        yield Finding(ERROR, at, "UNKNOWN is no version", "set V1 or V2, or leave it out")
     if kind or not settings.fine_tune_checkpoint:
         return
     if settings.fine_tune_checkpoint_version == train_pb2.V2:
-        hint = f"choose one of {', '.join(CHECKPOINT_TYPES)}"
+        hint = f"choose one of {', '.join(TYPES)}"
         yield Finding(ERROR, path, "is not set, which fine_tune_checkpoint_version V2 needs", hint)
     elif not settings.HasField("from_detection_checkpoint"):
         yield Finding(WARNING, path, 'is not set and taken as "classification"', "write down which one is meant")

@@ -92,6 +92,7 @@ def test_a_good_config_has_no_finding(findings):
         ("train_config.fine_tune_checkpoint=nowhere/model.ckpt", "", ["no checkpoint", "'nowhere'"]),
         ("train_config.fine_tune_checkpoint=PATH_TO_BE_CONFIGURED/model.ckpt", "", ["placeholder"]),
         ("train_config.fine_tune_checkpoint_type=detections", "", ["did you mean 'detection'?", "full"]),
+        ("train_config.fine_tune_checkpoint_version=UNKNOWN", "", ["no version", "V1 or V2"]),
         ("train_input_reader.label_map_path=", "train_input_reader.label_map_path", ["is not set"]),
         ("train_input_reader.label_map_path=label.pbtxt", "", ["no file 'label.pbtxt'"]),
         ("train_input_reader.tf_record_input_reader.input_path[0]=no-*.record", "", ["no file matches 'no-*.record'"]),
