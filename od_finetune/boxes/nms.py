@@ -90,6 +90,7 @@ class MulticlassNms:
             clip_window: `[B, 4]`. Selected boxes are clipped to it, dropped where nothing is left, and, with
                 `change_coordinate_frame`, made relative to it. None: boxes stay as they are.
         """
+        boxes, scores = tf.convert_to_tensor(boxes), tf.convert_to_tensor(scores)
         with tf.device("/cpu:0") if self.options.use_cpu_nms else contextlib.nullcontext():
             if self.options.use_combined_nms:
                 return self._combined(boxes, scores, clip_window)
