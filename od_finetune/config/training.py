@@ -115,15 +115,6 @@ def moving_average_decay(config: optimizer_pb2.Optimizer) -> float | None:
     return config.moving_average_decay if config.use_moving_average else None
 
 
-def check_averages(train_config: train_pb2.TrainConfig, eval_config: eval_pb2.EvalConfig) -> None:
-    """Refuses an evaluation with averages that training does not keep."""
-    if eval_config.use_moving_averages and not train_config.optimizer.use_moving_average:
-        raise UserError(
-            "eval_config.use_moving_averages is set, but train_config.optimizer.use_moving_average is false: there "
-            "would be no averages. Set both or neither."
-        )
-
-
 def trainer_settings(train_config: train_pb2.TrainConfig) -> TrainerSettings:
     """Numbers of a training step."""
     return TrainerSettings(
@@ -134,7 +125,17 @@ def trainer_settings(train_config: train_pb2.TrainConfig) -> TrainerSettings:
 
 
 def loop_settings(train_config: train_pb2.TrainConfig, eval_config: eval_pb2.EvalConfig | None = None) -> LoopSettings:
-    """When to stop, save, log and evaluate."""
+    """When to stop, save, log and evaluate.
+
+    Raises:
+      UserError: eval_config wants averages that training does not keep.
+    """
+    averages = eval_config is not None and eval_config.use_moving_averages
+    if averages and not train_config.optimizer.use_moving_average:
+        raise UserError(
+            "eval_config.use_moving_averages is set, but train_config.optimizer.use_moving_average is false: there "
+            "would be no averages. Set both or neither."
+        )
     return LoopSettings(
         num_steps=train_config.num_steps,
         batch_size=train_config.batch_size,
@@ -143,6 +144,7 @@ def loop_settings(train_config: train_pb2.TrainConfig, eval_config: eval_pb2.Eva
         keep_every_n_hours=train_config.keep_checkpoint_every_n_hours,
         log_every=train_config.log_every_n_steps,
         evaluate_every=eval_config.eval_every_n_steps if eval_config is not None else 0,
+        evaluate_averages=averages,
     )
 
 

@@ -19,6 +19,8 @@ from od_finetune.training.trainer import Trainer
 
 PREFIX = "ckpt"
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
+# TensorFlow's checkpoint reader reports a data file that is too short as IndexError.
+_UNREADABLE = (tf.errors.OpError, IndexError)
 _NUMBER = re.compile(rf"{PREFIX}-(\d+)\.index$")
 
 
@@ -84,9 +86,9 @@ class Checkpoints:
         for path in paths:
             try:
                 self._restore(path)
-            except tf.errors.OpError as error:
-                failures.append(f"{path}: {error.message.splitlines()[0]}")
-                logging.warning("Checkpoint %s can't be read (%s); trying the one before.", path, error.message)
+            except _UNREADABLE as error:
+                failures.append(f"{path}: {_first_line(error)}")
+                logging.warning("Checkpoint %s can't be read (%s); trying the one before.", path, _first_line(error))
                 continue
             self.latest = path
             self._saved_step = int(self.trainer.global_step)
@@ -147,9 +149,13 @@ def load_weights(path: str, variables: Mapping[str, tf.Variable], use_moving_ave
                     "set eval_config.use_moving_averages to false."
                 )
             tf.train.Checkpoint(moving_average=averaged).restore(path).expect_partial()
-    except tf.errors.OpError as error:
-        raise UserError(f"Checkpoint {path} can't be read: {error.message.splitlines()[0]}") from error
+    except _UNREADABLE as error:
+        raise UserError(f"Checkpoint {path} can't be read: {_first_line(error)}") from error
     return int(step)
+
+
+def _first_line(error: Exception) -> str:
+    return (getattr(error, "message", None) or str(error)).splitlines()[0]
 
 
 def _stored(shapes: Mapping[str, list[int]], branch: str) -> dict[str, tuple[int, ...]]:

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from od_finetune import fields
 from od_finetune.errors import UserError
-from od_finetune.training.trainer import input_error
+from od_finetune.training.trainer import Explain, input_error
 
 # (batch, detections, index of the image in the batch) -> uint8 [H, W, 3]
 Draw = Callable[[fields.Batch, fields.Detections, int], np.ndarray]
@@ -54,11 +54,13 @@ class Evaluator(orbit.StandardEvaluator):
         draw: Draw | None = None,
         num_pictures: int = 10,
         should_stop: Callable[[], bool] = lambda: False,
+        explain: Explain | None = None,
     ) -> None:
         """Args:
         dataset: finite, of `fields.Batch`.
         draw: pictures the first `num_pictures` images for TensorBoard.
         should_stop: asked after each batch; if true, `Interrupted` is raised.
+        explain: as in Trainer.
         """
         super().__init__(dataset)
         self.detector = detector
@@ -67,6 +69,7 @@ class Evaluator(orbit.StandardEvaluator):
         self.draw = draw
         self.num_pictures = num_pictures
         self.should_stop = should_stop
+        self._explain = explain
         self._totals: dict[str, float] = {}
         self._images = 0
 
@@ -80,7 +83,7 @@ class Evaluator(orbit.StandardEvaluator):
         try:
             return super().evaluate(num_steps)
         except tf.errors.OpError as error:
-            reported = input_error(error)
+            reported = input_error(error, self._explain)
             if reported is None:
                 raise
             raise reported from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 import orbit
@@ -14,12 +15,18 @@ from od_finetune.training.freeze import FreezePlan
 from od_finetune.training.optimizers import MovingAverage, Optimizer
 
 _NOT_FINITE = "the loss or its gradient is not finite"
-# What TensorFlow puts around the message of an operation in the input pipeline: where in which graph it happened.
-_GRAPH_NOISE = re.compile(
-    r"\s*\[\[.*|\s*\[Op:.*|^Graph execution error:.*\n\n|^.*user-defined function passed to .*?: "
-    r"|\{\{function_node [^}]*\}\} ?|Iterator::\S+: |assertion failed: ",
-    re.DOTALL,
+# What TensorFlow puts around the message of an operation in the input pipeline: where in which graph it happened,
+# before it (an optional stack trace, the dataset's kind) and after it ([[...]]).
+_NOISE_BEFORE = (
+    re.compile(r"^Graph execution error:.*\n\n", re.DOTALL),
+    re.compile(r"^Detected at node.*\n(?=Error in user-defined|Iterator::|\{\{)", re.DOTALL),
+    re.compile(r"^.*user-defined function passed to \S+ transformation with iterator: ", re.DOTALL),
+    re.compile(r"Iterator::[^\s:]+(::[^\s:]+)*: |\{\{function_node [^}]*\}\} ?|assertion failed: "),
 )
+_NOISE_AFTER = re.compile(r"\s*(\[\[|\[Op:).*", re.DOTALL)
+
+
+Explain = Callable[[BaseException], UserError | None]
 
 
 class NotFiniteError(UserError):
@@ -50,12 +57,14 @@ class Trainer(orbit.StandardTrainer):
         dataset: tf.data.Dataset | None = None,
         settings: TrainerSettings | None = None,
         moving_average_decay: float | None = None,
+        explain: Explain | None = None,
     ) -> None:
         """Applies the plan to the (built, restored) detector and creates optimiser slots and averages.
 
         Args:
           dataset: of `fields.Batch`, normally without end; a TrainingLoop sets its own.
           moving_average_decay: keep an exponential moving average of the trained variables.
+          explain: asked first what an error means to the user; see `input_error`.
         """
         super().__init__(dataset)
         self.detector = detector
@@ -68,6 +77,7 @@ class Trainer(orbit.StandardTrainer):
         self.moving_average = None
         if moving_average_decay is not None:
             self.moving_average = MovingAverage(self.trained, moving_average_decay)
+        self._explain = explain
         self.exhausted = False  # whether the dataset came to its end
         regularizers = detector.regularizers() if self.settings.regularize else {}
         self._regularizers = {name: f for name, f in regularizers.items() if name in self.trained}
@@ -152,7 +162,7 @@ class Trainer(orbit.StandardTrainer):
         except tf.errors.OpError as error:
             if _NOT_FINITE in error.message:
                 raise NotFiniteError(self._not_finite_message()) from None
-            reported = input_error(error)
+            reported = input_error(error, self._explain)
             if reported is None:
                 raise
             raise reported from error
@@ -177,10 +187,19 @@ class Trainer(orbit.StandardTrainer):
         )
 
 
-def input_error(error: tf.errors.OpError) -> UserError | None:
-    """What an input pipeline reported as an error for the user; None if `error` does not come from one."""
+def input_error(error: tf.errors.OpError, explain: Explain | None = None) -> UserError | None:
+    """What an input pipeline reported as an error for the user; None if `error` does not come from one.
+
+    Args:
+      explain: knows the pipeline's own messages; returns None for what it does not know.
+    """
+    known = explain(error) if explain is not None else None
+    if known is not None:
+        return known
     from_data = isinstance(error, tf.errors.DataLossError | tf.errors.NotFoundError)
     if not from_data and "IteratorGetNext" not in error.message:
         return None
-    message = _GRAPH_NOISE.sub("", error.message).strip()
-    return UserError(f"The input pipeline failed: {message}")
+    message = _NOISE_AFTER.sub("", error.message)
+    for noise in _NOISE_BEFORE:
+        message = noise.sub("", message)
+    return UserError(f"The input pipeline failed: {message.strip()}")
