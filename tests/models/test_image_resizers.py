@@ -37,9 +37,9 @@ def test_sizes(resizer, shape, true_shape):
     outside = np.ones(shape, bool)
     outside[: true_shape[0], : true_shape[1]] = False
     assert not resized.numpy()[outside].any()
-    batch, batch_true = tf.function(lambda images: resizer(images), input_signature=[tf.TensorSpec([2, None, None, 3], tf.uint8)])(
-        np.stack([IMAGE, IMAGE])
-    )
+    spec = tf.TensorSpec([2, None, None, 3], tf.uint8)
+    traced = tf.function(lambda images: resizer(images), input_signature=[spec])
+    batch, batch_true = traced(np.stack([IMAGE, IMAGE]))
     np.testing.assert_array_equal(batch[1], resized)
     np.testing.assert_array_equal(batch_true, true)
 

@@ -112,7 +112,9 @@ class SSD(tf.Module):
     def _forward(self, inputs: tf.Tensor, training: bool) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
         images = layers.pad_to_multiple(inputs, self._pad_to_multiple)
         feature_maps = self.neck(self.backbone(images, training), training)
-        return feature_maps, *self.head(feature_maps, training)
+        outputs = self.head(feature_maps, training)
+        self._built = True  # tf_keras creates variables at a layer's first call
+        return feature_maps, *outputs
 
     def losses(self, predictions: dict[str, tf.Tensor], groundtruth: fields.Groundtruth) -> dict[str, tf.Tensor]:
         """Weighted scalar losses by name; their sum is what is minimised (without regularisation)."""
@@ -157,11 +159,10 @@ class SSD(tf.Module):
         if self._built:
             return
         height, width = self._resizer.static_size
-        images = tf.TensorSpec([1, height, width, self._resizer.channels], tf.float32)
-        # tf_keras lifts the variables out of the traced graph, which is then thrown away.
-        trace = tf.function(lambda inputs: self._forward(inputs, training=False), autograph=False)
-        trace.get_concrete_function(images)
-        self._built = True
+        # In a function's graph tf_keras creates variables outside of it; a tf.function would trace twice.
+        with tf.__internal__.FuncGraph("build").as_default():
+            images = tf.compat.v1.placeholder(tf.float32, [1, height, width, self._resizer.channels])
+            self._forward(images, training=False)
 
     def weighted_layers(self) -> dict[str, tf_keras.layers.Layer]:
         """Every layer that owns variables, by canonical scope, in the order of the forward pass."""

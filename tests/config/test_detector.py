@@ -1,0 +1,166 @@
+"""Messages -> hyperparams, extractors, resizers, detectors, and the errors on the way."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tf_keras
+from google.protobuf import text_format
+
+from od_finetune.config import detector as config
+from od_finetune.config.extractors import TABLE, build_extractor
+from od_finetune.config.hyperparams import build_hyperparams, build_initializer
+from od_finetune.errors import UserError
+from od_finetune.models import image_resizers
+from od_finetune.models.layers import BatchNorm, GroupNorm, weighted_layers
+from od_finetune.protos import hyperparams_pb2, image_resizer_pb2, model_pb2, ssd_pb2
+
+
+def hyperparams(text: str):
+    return build_hyperparams(text_format.Parse(text, hyperparams_pb2.Hyperparams()))
+
+
+def extractor(text: str, **arguments):
+    return build_extractor(text_format.Parse(text, ssd_pb2.SsdFeatureExtractor()), **arguments)
+
+
+def test_hyperparams():
+    built = hyperparams("activation: SWISH batch_norm { decay: 0.5 epsilon: 0.25 center: false train: false }")
+    assert built.activation == "swish" and built.regularizer is None and not built.force_use_bias
+    assert built.norm == BatchNorm(decay=0.5, epsilon=0.25, center=False, scale=False, train=False)
+    assert hyperparams("sync_batch_norm {}").norm.synchronized
+    assert hyperparams("group_norm {}").norm == GroupNorm()
+    assert hyperparams("").norm is None and hyperparams("").activation == "relu"
+    with pytest.raises(UserError, match="op: found FC"):
+        hyperparams("op: FC")
+
+
+@pytest.mark.parametrize(("extra", "regularized"), [("", True), ("regularize_depthwise: true", True),
+                                                    ("regularize_depthwise: false", False)])
+def test_regularizers(extra, regularized):
+    built = hyperparams("regularizer { l2_regularizer { weight: 0.5 } } " + extra)
+    np.testing.assert_allclose(built.regularizer(np.array([2.0, 4.0], np.float32)), 0.5 * 20 / 2)
+    assert (built.depthwise_regularizer is not None) == regularized
+    built = hyperparams("regularizer { l1_regularizer { weight: 0.5 } }")
+    np.testing.assert_allclose(built.regularizer(np.array([-2.0, 4.0], np.float32)), 3.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "mean", "stddev"),
+    [
+        ("random_normal_initializer { mean: 1 stddev: 0.5 }", 1.0, 0.5),
+        ("truncated_normal_initializer { stddev: 0.5 }", 0.0, 0.5 * 0.8796),
+        ("variance_scaling_initializer { factor: 2.0 }", 0.0, 0.8796 * (1.3 * 2.0 / 288) ** 0.5),
+        ("variance_scaling_initializer { factor: 2.0 mode: FAN_OUT uniform: true }", 0.0, (2.0 / 576) ** 0.5),
+        ('keras_initializer_by_name: "he_normal"', 0.0, (2.0 / 288) ** 0.5),
+        ("", 0.0, (2.0 / (288 + 576)) ** 0.5),
+    ],
+)
+def test_initializers(text, mean, stddev):
+    tf_keras.utils.set_random_seed(0)
+    make = build_initializer(text_format.Parse(text, hyperparams_pb2.Initializer()))
+    values = make()((3, 3, 32, 64)).numpy()
+    assert values.mean() == pytest.approx(mean, abs=0.03 * stddev)
+    assert values.std() == pytest.approx(stddev, rel=0.02)
+    assert not np.array_equal(values, make()((3, 3, 32, 64)))
+
+
+def test_unknown_keras_initializer():
+    with pytest.raises(UserError, match="keras_initializer_by_name: found 'he_norml'"):
+        hyperparams('initializer { keras_initializer_by_name: "he_norml" }')
+
+
+def test_unknown_extractor_names_the_nearest():
+    with pytest.raises(UserError, match="found 'ssd_mobilenetv2'.*nearest: ssd_mobilenet_v2"):
+        extractor('type: "ssd_mobilenetv2"')
+
+
+def test_extractor_refuses_what_it_does_not_have():
+    with pytest.raises(UserError, match="feature_extractor.fpn"):
+        extractor('type: "ssd_mobilenet_v1" fpn {}')
+    with pytest.raises(UserError, match="num_layers: found 7"):
+        extractor('type: "ssd_mobilenet_v1" num_layers: 7')
+
+
+@pytest.mark.parametrize("kind", sorted(TABLE))
+@pytest.mark.parametrize("override", [False, True])
+def test_base_hyperparams(kind, override):
+    text = f'type: "{kind}" override_base_feature_extractor_hyperparams: {str(override).lower()}'
+    built = extractor(text + " conv_hyperparams { activation: RELU batch_norm { decay: 0.5 } }")
+    images = np.zeros((1, 32, 32, 3), np.float32)
+    built.neck(built.backbone(images))
+    first = next(module for module in built.backbone.submodules if hasattr(module, "momentum"))
+    assert first.momentum == (0.5 if override else 0.9997)
+    # Without override, and always in slim's V2, gamma is learnt; the config's batch norm has none.
+    assert first.scale == (not override or kind == "ssd_mobilenet_v2")
+    extra = next(module for module in built.neck.submodules if hasattr(module, "momentum"))
+    assert extra.momentum == 0.5 and not extra.scale
+
+
+def test_num_layers_shortens_the_network():
+    built = extractor('type: "ssd_mobilenet_v1" depth_multiplier: 0.1 num_layers: 1')
+    maps = built.neck(built.backbone(np.zeros((1, 32, 32, 3), np.float32)))
+    assert built.num_maps == len(maps) == 1
+    assert list(weighted_layers(built.backbone))[-1] == "FeatureExtractor/MobilenetV1/Conv2d_11_pointwise/BatchNorm"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("fixed_shape_resizer { height: 5 width: 7 resize_method: BICUBIC convert_to_grayscale: true }",
+         image_resizers.FixedShape(5, 7, "bicubic", True)),
+        ("keep_aspect_ratio_resizer { min_dimension: 5 max_dimension: 7 pad_to_max_dimension: true "
+         "per_channel_pad_value: [1, 2, 3] }",
+         image_resizers.KeepAspectRatio(5, 7, "bilinear", True, False, (1.0, 2.0, 3.0))),
+        ("identity_resizer {}", image_resizers.Identity()),
+        ("conditional_shape_resizer { condition: SMALLER size_threshold: 9 resize_method: AREA }",
+         image_resizers.ConditionalShape(False, 9, "area")),
+        ("pad_to_multiple_resizer { multiple: 8 }", image_resizers.PadToMultiple(8)),
+    ],
+)
+def test_resizers(text, expected):
+    assert config.build_resizer(text_format.Parse(text, image_resizer_pb2.ImageResizer())) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "image_resizer: found nothing"),
+        ("keep_aspect_ratio_resizer { min_dimension: 9 max_dimension: 7 }", "min_dimension 9"),
+        ("keep_aspect_ratio_resizer { per_channel_pad_value: 1 }", "found 1 values"),
+        ("conditional_shape_resizer { condition: INVALID }", "found INVALID"),
+    ],
+)
+def test_resizer_errors(text, message):
+    with pytest.raises(UserError, match=message):
+        config.build_resizer(text_format.Parse(text, image_resizer_pb2.ImageResizer()))
+
+
+SSD = """ssd {
+  num_classes: 3
+  image_resizer { fixed_shape_resizer {} }
+  feature_extractor { type: "ssd_mobilenet_v1" conv_hyperparams {} }
+  box_coder { faster_rcnn_box_coder {} }
+  matcher { argmax_matcher {} }
+  similarity_calculator { iou_similarity {} }
+  box_predictor { convolutional_box_predictor { conv_hyperparams {} } }
+  anchor_generator { ssd_anchor_generator { aspect_ratios: 1.0 } }
+  loss { localization_loss { weighted_smooth_l1 {} } classification_loss { weighted_sigmoid {} } }
+  post_processing { batch_non_max_suppression {} }
+}"""
+
+
+@pytest.mark.parametrize(
+    ("find", "replace", "message"),
+    [
+        (SSD, "faster_rcnn {}", "found faster_rcnn, expected ssd"),
+        ("num_classes: 3", "", "num_classes: found 0"),
+        ("box_coder { faster_rcnn_box_coder", "box_coder { square_box_coder", "box_code_size: found 4, expected 3"),
+        ("aspect_ratios: 1.0", "aspect_ratios: 1.0 num_layers: 4", "anchors for 4 feature maps.*has 6"),
+        ("convolutional_box_predictor", "weight_shared_convolutional_box_predictor", "found weight_shared"),
+    ],
+)
+def test_detector_errors(find, replace, message):
+    assert config.build_detector(text_format.Parse(SSD, model_pb2.DetectionModel())).num_classes == 3
+    with pytest.raises(UserError, match=message):
+        config.build_detector(text_format.Parse(SSD.replace(find, replace), model_pb2.DetectionModel()))

@@ -1,0 +1,195 @@
+"""The detectors against recordings of the OD API and against a published COCO model."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from google.protobuf import text_format
+
+from od_finetune import fields
+from od_finetune.config.detector import build_detector
+from od_finetune.config.extractors import TABLE
+from od_finetune.models.detectors.ssd import SSD
+from od_finetune.protos import model_pb2, pipeline_pb2
+
+GOLDENS = (
+    "tf1_facessd_mobilenet_v2_quantized_320x320_open_image_v4",
+    "tf1_ssd_mobilenet_v1_0.75_depth_quantized_300x300_coco14_sync",
+    "tf1_ssd_mobilenet_v1_0.75_depth_quantized_300x300_pets_sync",
+    "tf1_ssd_mobilenet_v1_300x300_coco14_sync",
+    "tf1_ssd_mobilenet_v1_coco",
+    "tf1_ssd_mobilenet_v1_focal_loss_pets",
+    "tf1_ssd_mobilenet_v1_focal_loss_pets_inference",
+    "tf1_ssd_mobilenet_v1_pets",
+    "tf1_ssd_mobilenet_v1_quantized_300x300_coco14_sync",
+    "tf1_ssd_mobilenet_v2_coco",
+    "tf1_ssd_mobilenet_v2_fullyconv_coco",
+    "tf1_ssd_mobilenet_v2_quantized_300x300_coco",
+    "tf1_ssdlite_mobilenet_v2_coco",
+    "tf2_ssd_mobilenet_v2_320x320_coco17_tpu-8",
+)
+BOXES = [[0.1, 0.15, 0.55, 0.6], [0.4, 0.5, 0.9, 0.95], [0.05, 0.7, 0.25, 0.85]]
+
+
+def read_model(path: Path) -> model_pb2.DetectionModel:
+    return text_format.Parse(path.read_text(), pipeline_pb2.TrainEvalPipelineConfig()).model
+
+
+def recorded_variables(golden: Path) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Key, full name and shape of each variable that is a weight."""
+    lines = gzip.open(golden / "variables.tsv.gz", "rt").read().splitlines()[1:]
+    rows = [line.split("\t")[:3] for line in lines]
+    return [
+        (key, full_name, tuple(int(size) for size in shape.split("x") if size))
+        for key, full_name, shape in rows
+        if key not in ("global_step", "save_counter")
+    ]
+
+
+def recorded_names(detector: SSD, tf2: bool) -> dict[str, str]:
+    """Canonical name -> the name by which the recording calls the variable."""
+    return detector.tf2_names() if tf2 else {name: name for name in detector.named_variables()}
+
+
+class Run(NamedTuple):
+    detector: SSD
+    inputs: tf.Tensor
+    predictions: dict[str, Any]
+
+
+@functools.lru_cache(maxsize=1)
+def golden_weights(reference: Path) -> Any:
+    spec = importlib.util.spec_from_file_location("golden_weights", reference / "golden_weights.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@functools.lru_cache(maxsize=1)
+def run_network(reference: Path, folder: str, network: bytes) -> Run:
+    """Predictions of one network; configs that differ in their losses alone share it."""
+    golden = reference / "goldens" / folder
+    detector = build_detector(model_pb2.DetectionModel.FromString(network))
+    keys = {full_name or key: key for key, full_name, _ in recorded_variables(golden)}
+    names = recorded_names(detector, folder.startswith("tf2"))
+    for name, variable in detector.named_variables().items():
+        variable.assign(golden_weights(reference).golden_value(keys[names[name]], tuple(variable.shape)))
+
+    @tf.function(autograph=False)
+    def predict(images: tf.Tensor) -> tuple[tf.Tensor, dict[str, Any]]:
+        inputs, true_shapes = detector.preprocess(images)
+        return inputs, detector.predict(inputs, true_shapes)
+
+    return Run(detector, *predict(tf.constant(np.load(reference / "golden_image.npy")[np.newaxis])))
+
+
+def run_golden(reference: Path, folder: str) -> tuple[SSD, Run]:
+    """The detector of the config, and what its network predicts."""
+    model = read_model(reference / "goldens" / folder / "pipeline.config")
+    network = model_pb2.DetectionModel()
+    network.CopyFrom(model)
+    for part in ("loss", "matcher", "post_processing", "normalize_loc_loss_by_codesize", "encode_background_as_zeros"):
+        network.ssd.ClearField(part)
+    network.ssd.loss.localization_loss.weighted_l2.SetInParent()
+    network.ssd.loss.classification_loss.weighted_sigmoid.SetInParent()
+    network.ssd.matcher.bipartite_matcher.SetInParent()
+    return build_detector(model), run_network(reference, folder, network.SerializeToString(deterministic=True))
+
+
+def assert_close(recorded: Any, name: str, value: tf.Tensor, tolerance: float, relative: bool) -> None:
+    assert list(value.shape) == list(recorded[f"{name}@shape"]), name
+    rows = np.reshape(value, [-1, value.shape[-1]])[np.ix_(recorded[f"{name}@rows"], recorded[f"{name}@cols"])]
+    scale = recorded[f"{name}@stats"][1] if relative else 1.0
+    np.testing.assert_allclose(rows, recorded[f"{name}@values"], rtol=0, atol=tolerance * scale, err_msg=name)
+
+
+def test_every_golden_of_these_extractors_is_listed(shared):
+    summaries = (shared / "reference" / "goldens").glob("*/summary.json")
+    expected = {path.parent.name for path in summaries if json.loads(path.read_text())["extractor"] in TABLE}
+    assert set(GOLDENS) == expected
+
+
+@pytest.mark.parametrize("folder", GOLDENS)
+def test_golden(shared, folder):
+    reference = shared / "reference"
+    golden = reference / "goldens" / folder
+    detector, run = run_golden(reference, folder)
+
+    names = recorded_names(run.detector, folder.startswith("tf2"))
+    shapes = {names[name]: tuple(variable.shape) for name, variable in run.detector.named_variables().items()}
+    assert shapes == {full_name or key: shape for key, full_name, shape in recorded_variables(golden)}
+
+    recorded = np.load(golden / "outputs.npz")
+    predictions = run.predictions
+    assert_close(recorded, "preprocessed_inputs", run.inputs, 1e-5, relative=False)
+    assert_close(recorded, "anchors", predictions[fields.ANCHORS], 1e-5, relative=False)
+    for name in (fields.BOX_ENCODINGS, fields.CLASS_PREDICTIONS):
+        assert_close(recorded, f"pred/{name}", predictions[name], 2e-3, relative=True)
+    for index, features in enumerate(predictions[fields.FEATURE_MAPS]):
+        assert_close(recorded, f"pred/feature_maps/{index}", features, 2e-3, relative=True)
+
+    losses = detector.losses(predictions, groundtruth(detector.num_classes))
+    expected = json.loads((golden / "summary.json").read_text())["losses"]
+    assert {name: float(loss) for name, loss in losses.items()} == pytest.approx(expected, rel=1e-3)
+
+    detections = detector.postprocess(predictions, tf.constant([[1, 1, 3]]))
+    np.testing.assert_allclose(detections.scores[:, :20], recorded["det/detection_scores"], atol=2e-4)
+
+
+def groundtruth(num_classes: int) -> fields.Groundtruth:
+    """The boxes that the recorded losses were computed for."""
+    classes = [0, min(1, num_classes - 1), num_classes - 1]
+    no = tf.zeros([1, 3], tf.bool)
+    return fields.Groundtruth(
+        boxes=tf.constant([BOXES]),
+        classes=tf.one_hot([classes], num_classes),
+        weights=tf.ones([1, 3]),
+        num_boxes=tf.constant([3]),
+        is_crowd=no,
+        difficult=no,
+        group_of=no,
+        area=tf.zeros([1, 3]),
+    )
+
+
+@pytest.fixture(scope="module")
+def coco_detector(shared) -> SSD:
+    folder = shared / "data" / "ssdlite_mobilenet_v2_coco"
+    detector = build_detector(read_model(folder / "pipeline.config"))
+    checkpoint = tf.train.load_checkpoint(str(folder / "model.ckpt"))
+    for name, variable in detector.named_variables().items():
+        variable.assign(checkpoint.get_tensor(name))
+    return detector
+
+
+@pytest.mark.parametrize("picture", ["raccoon", "ducky"])
+def test_published_coco_model(shared, coco_detector, picture):
+    recorded = np.load(shared / "data" / "ssdlite_mobilenet_v2_coco" / f"golden_{picture}.npz")
+    detector = coco_detector
+
+    @tf.function(autograph=False)
+    def detect(images: tf.Tensor) -> tuple[dict[str, Any], fields.Detections]:
+        inputs, true_shapes = detector.preprocess(images)
+        predictions = detector.predict(inputs, true_shapes)
+        return predictions, detector.postprocess(predictions, true_shapes)
+
+    predictions, detections = detect(tf.constant(recorded["image"]))
+    np.testing.assert_allclose(predictions[fields.BOX_ENCODINGS], recorded["box_encodings"], rtol=0, atol=2e-4)
+    np.testing.assert_allclose(predictions[fields.CLASS_PREDICTIONS], recorded["class_logits"], rtol=0, atol=3e-4)
+    np.testing.assert_allclose(predictions[fields.ANCHORS], recorded["anchors"], rtol=0, atol=1e-5)
+
+    scores = recorded["detection_scores"].ravel()
+    count = int(np.sum(detections.scores[0] > 0.3))
+    assert count == len(scores) > 0
+    np.testing.assert_allclose(detections.scores[0, :count], scores, rtol=0, atol=5e-5)
+    np.testing.assert_array_equal(detections.classes[0, :count] + 1, recorded["detection_classes"].ravel())
+    boxes = recorded["detection_boxes"].reshape(-1, 4)
+    np.testing.assert_allclose(detections.boxes[0, :count], boxes, rtol=0, atol=1e-4)
