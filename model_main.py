@@ -36,7 +36,7 @@ _SUMMARIES = flags.DEFINE_boolean("record_summaries", True, "Write TensorBoard e
 _ALLOW = flags.DEFINE_boolean(
     "allow_unhonoured", False, "Run although the config sets fields that od_finetune does not honour yet."
 )
-_EXPORT = flags.DEFINE_string("export_dir", None, "After training, export frozen graph and SavedModel of the best model.")
+_EXPORT = flags.DEFINE_string("export_dir", None, "After training, export the best model here.")
 
 # Flags of the OD API's two scripts that stay accepted, each with what happens instead.
 flags.DEFINE_boolean("eval_training_data", False, "The OD API's older name of --eval_on_train_data.")
@@ -74,7 +74,12 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; every option is a --flag")
     _refuse_unsupported()
-    from od_finetune import experiment  # here, so that --help answers without loading TensorFlow
+    try:
+        from od_finetune import experiment  # here, so that --help answers without loading TensorFlow
+    except ModuleNotFoundError as error:
+        if error.name != "od_finetune.protos":
+            raise
+        sys.exit("The config language is not compiled in this checkout. Run once: pip install -e .")
     from od_finetune.errors import UserError
 
     _log_to_stderr()

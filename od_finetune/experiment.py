@@ -15,14 +15,13 @@ from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
 import tf_keras
 from PIL import Image
 
 from od_finetune import fields, files, visualization
 from od_finetune.checkpoints.plan import RestorePlan
 from od_finetune.checkpoints.source import open_source
-from od_finetune.config import evaluation, label_map, lint, pipeline, restore, training
+from od_finetune.config import evaluation, export, label_map, lint, pipeline, restore, training
 from od_finetune.config.datasets import build_eval_dataset, build_train_dataset
 from od_finetune.config.detector import build_detector
 from od_finetune.errors import UserError
@@ -89,8 +88,9 @@ def train_and_evaluate(options: Options) -> int:
     if outcome.results:
         _report(Path(options.model_dir, "eval"), outcome.step, outcome.results, gallery)
     if options.export_dir and not outcome.exit_code:
-        best = Path(options.model_dir, "best")
-        export_checkpoint(detector, config, str(best) if loop.best else outcome.checkpoint, options.export_dir)
+        chosen = Path(options.model_dir, "best") if loop.best else outcome.checkpoint
+        report = export.export_trained(config, chosen, options.export_dir)
+        logger.info("Exported %s\n%s", chosen, report.text())
     return outcome.exit_code
 
 
@@ -121,14 +121,14 @@ def evaluate(options: Options, checkpoint_dir: str, run_once: bool = False, time
     )
 
 
-def restore_checkpoint(detector: fields.Detector, config: TrainEvalPipelineConfig, model_dir: str) -> RestorePlan | None:
-    """Plans, shows and does what train_config's `fine_tune_checkpoint` fields ask for; None if they ask for nothing."""
+def restore_checkpoint(
+    detector: fields.Detector, config: TrainEvalPipelineConfig, model_dir: str
+) -> RestorePlan | None:
+    """Plans, shows and does what train_config's `fine_tune_checkpoint` fields ask for; None if that is nothing."""
     request = restore.restore_request(config.train_config)
     if request is None:
         logger.info("No fine_tune_checkpoint: training starts from random weights.")
         return None
-    for notice in request.notices:
-        logger.warning("%s", notice)
     variables = detector.named_variables()
     plan = RestorePlan.compute(
         variables,
@@ -139,7 +139,7 @@ def restore_checkpoint(detector: fields.Detector, config: TrainEvalPipelineConfi
         detector.is_class_head,
         detector.num_classes,
     )
-    logger.info("Restore plan:\n%s", plan.text())
+    logger.info("%s", plan.text())
     plan.write(Path(model_dir, RESTORE_PLAN))
     plan.apply(variables)
     return plan
@@ -148,7 +148,7 @@ def restore_checkpoint(detector: fields.Detector, config: TrainEvalPipelineConfi
 def build_trainer(detector: fields.Detector, config: TrainEvalPipelineConfig, model_dir: str) -> Trainer:
     """Shows and writes the freeze plan, and builds the trainer that carries it out."""
     plan = FreezePlan.compute(detector, training.freeze_request(config.train_config))
-    logger.info("Freeze plan:\n%s", plan.text())
+    logger.info("%s", plan.text())
     plan.write(Path(model_dir, FREEZE_PLAN))
     return Trainer(
         detector,
@@ -173,24 +173,6 @@ def build_evaluator(
     )
 
 
-def export_checkpoint(
-    detector: fields.Detector, config: TrainEvalPipelineConfig, checkpoint: str, directory: str
-) -> bundle.Report:
-    """Loads the newest checkpoint of a directory (or the named one) and exports it with `image_tensor` input."""
-    path = checkpointing.candidates(checkpoint)[0] if Path(checkpoint).is_dir() else checkpoint
-    checkpointing.load_weights(path, detector.named_variables(), config.eval_config.use_moving_averages)
-    labels = config.eval_input_reader[0].label_map_path if config.eval_input_reader else ""
-    report = bundle.export(
-        detector,
-        directory,
-        "image_tensor",
-        pipeline_config=pipeline.to_text(config),
-        label_map=Path(labels).read_text(encoding="utf-8") if labels else None,
-    )
-    logger.info("Exported %s\n%s", path, report.text())
-    return report
-
-
 class _Gallery:
     """Draws the evaluator's pictures and remembers those of the latest evaluation for one contact sheet."""
 
@@ -201,8 +183,7 @@ class _Gallery:
         self._pictures: list[np.ndarray] = []
 
     def __call__(self, batch: fields.Batch, detections: fields.Detections, index: int) -> np.ndarray:
-        one = tf.nest.map_structure(lambda value: value[index : index + 1], (batch, detections))
-        picture = visualization.draw_batch(*one, self._names, self._style)[0]
+        picture = visualization.draw_example(batch, detections, index, self._names, self._style)
         self._pictures = [*self._pictures, picture][-self._limit :]
         return picture
 

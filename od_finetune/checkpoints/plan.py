@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
+import logging
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from absl import logging
 
+from od_finetune import files
 from od_finetune.checkpoints import diagnosis, report, vocabularies
 from od_finetune.checkpoints.records import CLASSIFICATION, RestoreRequest, Row, Status
 from od_finetune.checkpoints.source import Source
 from od_finetune.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["RestorePlan", "RestoreRequest", "Row", "Status"]
 
@@ -105,18 +106,7 @@ class RestorePlan:
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Writes `to_json()` to a file, atomically; its directory is made if need be."""
-        directory = os.path.dirname(os.fspath(path)) or "."
-        os.makedirs(directory, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=directory, prefix=".restore_plan", suffix=".json")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(self.to_json(), file, indent=1)
-                file.write("\n")
-            os.chmod(temporary, 0o644)  # mkstemp keeps files private; this one is a result
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        files.write_json(path, self.to_json())
 
     def apply(self, variables: Mapping[str, Any]) -> None:
         """Warns of what is missing, reads every tensor once and then assigns.
@@ -142,9 +132,9 @@ class RestorePlan:
 
     def _warn(self) -> None:
         for row in self.with_status(Status.NOT_IN_CHECKPOINT):
-            logging.warning("Variable [%s] is not available in checkpoint", row.name)
+            logger.warning("Variable [%s] is not available in checkpoint", row.name)
         for row in self.with_status(Status.SHAPE_DIFFERS):
-            logging.warning(
+            logger.warning(
                 "Variable [%s] has shape %s in checkpoint, %s in the model; it starts anew",
                 row.name,
                 list(row.source_shape),

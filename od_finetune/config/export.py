@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from absl import logging
 
 from od_finetune.checkpoints.plan import RestorePlan
 from od_finetune.checkpoints.records import FULL, RestoreRequest
@@ -18,6 +17,8 @@ from od_finetune.errors import UserError
 from od_finetune.export import bundle, signatures
 from od_finetune.fields import Detector
 from od_finetune.protos.pipeline_pb2 import TrainEvalPipelineConfig
+
+logger = logging.getLogger(__name__)
 
 # Where a moving average of a variable is kept: in this project's checkpoints, and in the OD API's TF1 ones.
 _AVERAGE_NAMES = ("moving_average/{}", "{}/ExponentialMovingAverage")
@@ -104,7 +105,7 @@ def _apply_averages(variables: Mapping[str, Any], source: Source) -> None:
         )
     for name, stored in found.items():
         variables[name].assign(source.read(stored))
-    logging.info("Moving averages replace %d of %d variables", len(found), len(variables))
+    logger.info("Moving averages replace %d of %d variables", len(found), len(variables))
 
 
 def _label_map(config: TrainEvalPipelineConfig) -> str | None:
@@ -113,5 +114,5 @@ def _label_map(config: TrainEvalPipelineConfig) -> str | None:
     for path in dict.fromkeys(reader.label_map_path for reader in readers if reader.label_map_path):
         if os.path.isfile(path):
             return Path(path).read_text(encoding="utf-8")
-        logging.warning("label_map_path %s: no such file; it is not copied to the export", path)
+        logger.warning("label_map_path %s: no such file; it is not copied to the export", path)
     return None

@@ -5,13 +5,13 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from google.protobuf import descriptor_pool, message, text_format
 
+from od_finetune import files
 from od_finetune.config import overrides as overrides_lib
 from od_finetune.errors import UserError
 from od_finetune.protos.pipeline_pb2 import TrainEvalPipelineConfig
@@ -120,24 +120,9 @@ def to_text(config: message.Message) -> str:
 
 def save(config: TrainEvalPipelineConfig, model_dir: str | os.PathLike) -> Path:
     """Writes `model_dir/pipeline.config`; a reader sees the old file or the new one, never half of one."""
-    directory = Path(model_dir)
-    directory.mkdir(parents=True, exist_ok=True)
-    target = directory / SAVED_NAME
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=directory, suffix=".tmp", delete=False) as file:
-        file.write(to_text(config))
-    try:
-        os.chmod(file.name, 0o666 & ~_umask())
-        os.replace(file.name, target)
-    except OSError:
-        os.unlink(file.name)
-        raise
+    target = Path(model_dir) / SAVED_NAME
+    files.write_text(target, to_text(config))
     return target
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def differences(old: message.Message, new: message.Message, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
