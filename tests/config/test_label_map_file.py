@@ -10,9 +10,8 @@ from od_finetune.errors import UserError
 
 def test_reads_names_and_display_names(tmp_path: Path) -> None:
     path = tmp_path / "map.pbtxt"
-    path.write_text(
-        "item { id: 1 name: 'x' display_name: 'cat' } item { id: 2 name: 'dog' } item { id: 3 display_name: 'é' }"
-    )
+    items = ("id: 1 name: 'x' display_name: 'cat'", "id: 2 name: 'dog'", "id: 3 display_name: 'é'")
+    path.write_text(" ".join(f"item {{ {item} }}" for item in items), encoding="utf-8")
     labels = load_label_map(str(path)).check(3).labels
     assert labels == ((1, "x", "cat"), (2, "dog", "dog"), (3, "é", "é"))
 

@@ -207,4 +207,4 @@ def test_errors_of_a_data_set_are_explained(example) -> None:
     next(iterator)
     with pytest.raises(tf.errors.InvalidArgumentError) as raised:
         next(iterator)
-    assert str(explain(raised.value)).startswith("b:1: has no image/encoded")
+    assert str(explain(raised.value)).startswith("b:1: is no tf.train.Example")
