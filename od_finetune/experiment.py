@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import logging
 from collections.abc import Collection
@@ -22,8 +23,9 @@ from od_finetune import fields, files, visualization
 from od_finetune.checkpoints.plan import RestorePlan
 from od_finetune.checkpoints.source import open_source
 from od_finetune.config import evaluation, export, label_map, lint, pipeline, restore, training
-from od_finetune.config.datasets import build_eval_dataset, build_train_dataset
+from od_finetune.config.datasets import build_eval_dataset, build_train_dataset, input_files
 from od_finetune.config.detector import build_detector
+from od_finetune.data.dataset import explain
 from od_finetune.errors import UserError
 from od_finetune.export import bundle
 from od_finetune.protos.pipeline_pb2 import TrainEvalPipelineConfig
@@ -156,6 +158,7 @@ def build_trainer(detector: fields.Detector, config: TrainEvalPipelineConfig, mo
         training.build_optimizer(config.train_config.optimizer),
         settings=training.trainer_settings(config.train_config),
         moving_average_decay=training.moving_average_decay(config.train_config.optimizer),
+        explain=functools.partial(explain, files=input_files(config.train_input_reader)),
     )
 
 
@@ -170,6 +173,7 @@ def build_evaluator(
         evaluation.build_metrics(config.eval_config, label_map.load_label_map(reader.label_map_path)),
         draw=gallery,
         num_pictures=config.eval_config.num_visualizations,
+        explain=functools.partial(explain, files=input_files(reader)),
     )
 
 
