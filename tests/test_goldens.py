@@ -25,14 +25,14 @@ GOLDENS = (
     "tf1_ssd_mobilenet_v1_0.75_depth_quantized_300x300_coco14_sync",
     "tf1_ssd_mobilenet_v1_0.75_depth_quantized_300x300_pets_sync",
     "tf1_ssd_mobilenet_v1_300x300_coco14_sync",
+    "tf1_ssd_mobilenet_v1_quantized_300x300_coco14_sync",  # beside the one that shares its network
     "tf1_ssd_mobilenet_v1_coco",
     "tf1_ssd_mobilenet_v1_focal_loss_pets",
     "tf1_ssd_mobilenet_v1_focal_loss_pets_inference",
     "tf1_ssd_mobilenet_v1_pets",
-    "tf1_ssd_mobilenet_v1_quantized_300x300_coco14_sync",
     "tf1_ssd_mobilenet_v2_coco",
-    "tf1_ssd_mobilenet_v2_fullyconv_coco",
     "tf1_ssd_mobilenet_v2_quantized_300x300_coco",
+    "tf1_ssd_mobilenet_v2_fullyconv_coco",
     "tf1_ssdlite_mobilenet_v2_coco",
     "tf2_ssd_mobilenet_v2_320x320_coco17_tpu-8",
 )
@@ -54,11 +54,6 @@ def recorded_variables(golden: Path) -> list[tuple[str, str, tuple[int, ...]]]:
     ]
 
 
-def recorded_names(detector: SSD, tf2: bool) -> dict[str, str]:
-    """Canonical name -> the name by which the recording calls the variable."""
-    return detector.tf2_names() if tf2 else {name: name for name in detector.named_variables()}
-
-
 class Run(NamedTuple):
     detector: SSD
     inputs: tf.Tensor
@@ -73,15 +68,16 @@ def golden_weights(reference: Path) -> Any:
     return module
 
 
-@functools.lru_cache(maxsize=1)
-def run_network(reference: Path, folder: str, network: bytes) -> Run:
-    """Predictions of one network; configs that differ in their losses alone share it."""
-    golden = reference / "goldens" / folder
+@functools.lru_cache(maxsize=2)
+def run_network(reference: Path, network: bytes, tf2_golden: str) -> Run:
+    """What a network predicts for the golden image with the golden weights."""
     detector = build_detector(model_pb2.DetectionModel.FromString(network))
-    keys = {full_name or key: key for key, full_name, _ in recorded_variables(golden)}
-    names = recorded_names(detector, folder.startswith("tf2"))
+    keys = {name: name for name in detector.named_variables()}
+    if tf2_golden:
+        recorded = {name: key for key, name, _ in recorded_variables(reference / "goldens" / tf2_golden)}
+        keys = {name: recorded[tf2_name] for name, tf2_name in detector.tf2_names().items()}
     for name, variable in detector.named_variables().items():
-        variable.assign(golden_weights(reference).golden_value(keys[names[name]], tuple(variable.shape)))
+        variable.assign(golden_weights(reference).golden_value(keys[name], tuple(variable.shape)))
 
     @tf.function(autograph=False)
     def predict(images: tf.Tensor) -> tuple[tf.Tensor, dict[str, Any]]:
@@ -92,16 +88,27 @@ def run_network(reference: Path, folder: str, network: bytes) -> Run:
 
 
 def run_golden(reference: Path, folder: str) -> tuple[SSD, Run]:
-    """The detector of the config, and what its network predicts."""
+    """The detector of the config, and what its network predicts.
+
+    Many of these configs differ in nothing that an inference sees; with that taken out they share one run.
+    """
     model = read_model(reference / "goldens" / folder / "pipeline.config")
     network = model_pb2.DetectionModel()
     network.CopyFrom(model)
-    for part in ("loss", "matcher", "post_processing", "normalize_loc_loss_by_codesize", "encode_background_as_zeros"):
-        network.ssd.ClearField(part)
-    network.ssd.loss.localization_loss.weighted_l2.SetInParent()
-    network.ssd.loss.classification_loss.weighted_sigmoid.SetInParent()
-    network.ssd.matcher.bipartite_matcher.SetInParent()
-    return build_detector(model), run_network(reference, folder, network.SerializeToString(deterministic=True))
+    ssd = network.ssd
+    for field in ("loss", "matcher", "post_processing", "normalize_loc_loss_by_codesize", "encode_background_as_zeros"):
+        ssd.ClearField(field)
+    ssd.loss.localization_loss.weighted_l2.SetInParent()
+    ssd.loss.classification_loss.weighted_sigmoid.SetInParent()
+    ssd.matcher.bipartite_matcher.SetInParent()
+    ssd.box_predictor.convolutional_box_predictor.class_prediction_bias_init = 0.0
+    for part in (ssd.feature_extractor, ssd.box_predictor.convolutional_box_predictor):
+        for field in ("initializer", "regularizer"):
+            part.conv_hyperparams.ClearField(field)
+        part.conv_hyperparams.batch_norm.train = True
+        part.conv_hyperparams.batch_norm.decay = 0.9
+    tf2_golden = folder if folder.startswith("tf2") else ""
+    return build_detector(model), run_network(reference, network.SerializeToString(deterministic=True), tf2_golden)
 
 
 def assert_close(recorded: Any, name: str, value: tf.Tensor, tolerance: float, relative: bool) -> None:
@@ -123,8 +130,9 @@ def test_golden(shared, folder):
     golden = reference / "goldens" / folder
     detector, run = run_golden(reference, folder)
 
-    names = recorded_names(run.detector, folder.startswith("tf2"))
-    shapes = {names[name]: tuple(variable.shape) for name, variable in run.detector.named_variables().items()}
+    variables = run.detector.named_variables()
+    names = run.detector.tf2_names() if folder.startswith("tf2") else {name: name for name in variables}
+    shapes = {names[name]: tuple(variable.shape) for name, variable in variables.items()}
     assert shapes == {full_name or key: shape for key, full_name, shape in recorded_variables(golden)}
 
     recorded = np.load(golden / "outputs.npz")
