@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 from absl import logging
 
+from od_finetune import files
 from od_finetune.errors import UserError
-from od_finetune.training import files
 from od_finetune.training.checkpointing import PREFIX
 
 RECORD = "best.json"

@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from od_finetune import names
+from od_finetune import files, names
 from od_finetune.errors import UserError
 from od_finetune.fields import Detector
-from od_finetune.training import files
 
 TRAINED = "trained"
 FROZEN = "frozen"
