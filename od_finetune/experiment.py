@@ -78,7 +78,7 @@ def train_and_evaluate(options: Options) -> int:
     loop = TrainingLoop(
         trainer,
         options.model_dir,
-        training.loop_settings(config.train_config, config.eval_config),
+        training.loop_settings(config.train_config, config.eval_config)._replace(summaries=options.record_summaries),
         lambda step: build_train_dataset(
             config.train_input_reader, config.train_config, detector, skip_batches=step
         ),

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tensorflow as tf
-from absl import logging
 
 from od_finetune import files
 from od_finetune.errors import UserError
 from od_finetune.training.checkpointing import PREFIX
+
+logger = logging.getLogger(__name__)
 
 RECORD = "best.json"
 
@@ -64,7 +66,7 @@ class Best:
             )
         value = float(results[metric])
         if not math.isfinite(value):
-            logging.warning("%s is %s at step %d: it can't be the best.", metric, value, step)
+            logger.warning("%s is %s at step %d: it can't be the best.", metric, value, step)
         gain = self._gain(value)
         counts = gain > self.settings.min_delta or (gain > 0 and self.settings.min_delta == 0)
         waited = 0 if counts else self.record.get("evaluations_without_improvement", 0) + 1
@@ -97,7 +99,7 @@ class Best:
             return fresh
         record = json.loads(path.read_text(encoding="utf-8"))
         if record.get("metric") != self.settings.metric:
-            logging.warning("%s is about %s, not %s: starting anew.", path, record.get("metric"), self.settings.metric)
+            logger.warning("%s is about %s, not %s: starting anew.", path, record.get("metric"), self.settings.metric)
             return fresh
         return record
 

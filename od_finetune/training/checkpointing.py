@@ -6,16 +6,18 @@ Objects: `step`, `optimizer` (slots of the trained variables), `model` (every va
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import tensorflow as tf
-from absl import logging
 
 from od_finetune import names
 from od_finetune.errors import UserError
 from od_finetune.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "ckpt"
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
@@ -88,7 +90,7 @@ class Checkpoints:
                 self._restore(path)
             except _UNREADABLE as error:
                 failures.append(f"{path}: {_first_line(error)}")
-                logging.warning("Checkpoint %s can't be read (%s); trying the one before.", path, _first_line(error))
+                logger.warning("Checkpoint %s can't be read (%s); trying the one before.", path, _first_line(error))
                 continue
             self.latest = path
             self._saved_step = int(self.trainer.global_step)
@@ -116,7 +118,7 @@ class Checkpoints:
         ]
         missing = sum(slot not in shapes for slot in slots)
         if missing:
-            logging.warning(
+            logger.warning(
                 "%s lacks %d of %d optimizer slots (the optimizer or what is frozen has changed since): these start "
                 "anew.", path, missing, len(slots)
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import signal
 import threading
 import time
@@ -14,7 +15,6 @@ from typing import NamedTuple
 
 import orbit
 import tensorflow as tf
-from absl import logging
 
 from od_finetune import fields
 from od_finetune.errors import UserError
@@ -24,6 +24,8 @@ from od_finetune.training.checkpointing import Checkpoints
 from od_finetune.training.evaluator import Evaluator, Interrupted
 from od_finetune.training.progress import Progress
 from od_finetune.training.trainer import NotFiniteError, Trainer
+
+logger = logging.getLogger(__name__)
 
 # Python handles a signal only between calls of the traced loop, so a call should not take much longer than this.
 _SECONDS_PER_CALL = 2.0
@@ -45,6 +47,7 @@ class LoopSettings(NamedTuple):
     log_every: int = 100
     evaluate_every: int = 0  # 0: at every checkpoint
     evaluate_averages: bool = False  # evaluate the moving averages of the weights
+    summaries: bool = True  # write TensorBoard events
 
 
 class Outcome(NamedTuple):
@@ -134,7 +137,10 @@ class TrainingLoop:
         self.progress = progress or Progress(settings.num_steps, settings.batch_size)
         self.stop = StopRequest()
         self._make_dataset = make_dataset
-        self._scalars = _Scalars(str(self.model_dir / "train"), tf.summary.scalar, trainer.global_step)
+        train_dir, self._eval_dir = (
+            str(self.model_dir / name) if settings.summaries else None for name in ("train", "eval")
+        )
+        self._scalars = _Scalars(train_dir, tf.summary.scalar, trainer.global_step)
         self._results: dict[str, float] = {}
         self._evaluated_step: int | None = None
         if evaluator is not None:
@@ -179,7 +185,7 @@ class TrainingLoop:
             train_actions=[self._after_steps],
             steps_per_loop=2**31 - 1,  # _next_stop decides how many
             summary_manager=self._scalars,
-            eval_summary_dir=str(self.model_dir / "eval"),
+            eval_summary_dir=self._eval_dir,
         )
 
     def _train(self, controller: orbit.Controller) -> str:
@@ -268,7 +274,7 @@ def _quiet() -> Iterator[None]:
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         yield
-    logging.debug("%s", said.getvalue())
+    logger.debug("%s", said.getvalue())
 
 
 def evaluate_checkpoints(
