@@ -121,15 +121,19 @@ def test_shared_full_name_falls_back_to_the_object_path(tmp_path):
 
 def test_own_checkpoint_has_canonical_names(tmp_path):
     name = "FeatureExtractor/MobilenetV1/Conv2d_1.5/weights"
+    model = {name: tf.Variable([1.0, 2.0]), "BoxPredictor_0/biases": tf.Variable([0.0])}
+    optimizer = tf_keras.optimizers.legacy.SGD(0.1, momentum=0.9)  # its slots hang below the variables' own paths
+    optimizer.apply_gradients([(tf.constant([0.0, 0.0]), model[name])])
     checkpoint = tf.train.Checkpoint(
         step=tf.Variable(1, dtype=tf.int64),
-        model={name: tf.Variable([1.0, 2.0]), "BoxPredictor_0/biases": tf.Variable([0.0])},
+        optimizer=optimizer,
+        model=model,
         moving_average={name: tf.Variable([3.0, 4.0])},
     )
     source = open_source(checkpoint.write(str(tmp_path / "ckpt-1")))
     assert source.kind == "od_finetune checkpoint"
     assert list(source.names()) == ["BoxPredictor_0/biases", name]
-    assert list(source.other_entries()) == [f"moving_average/{name}", "step"]
+    assert {f"moving_average/{name}", "step"} <= source.other_entries().keys()
     np.testing.assert_array_equal(source.read(name), [1.0, 2.0])
 
 

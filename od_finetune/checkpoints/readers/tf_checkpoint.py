@@ -157,7 +157,8 @@ def _name_based(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, _Entry]:
 
 
 def _is_own(shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    model = [key for key in shapes if key.startswith(_OWN_PREFIX) and key.endswith(_VALUE)]
+    # An optimiser's slots hang below the variable they belong to: model/<variable>/.OPTIMIZER_SLOT/...
+    model = [key for key in shapes if key.startswith(_OWN_PREFIX) and key.endswith(_VALUE) and _SLOT not in key]
     inner = [key[len(_OWN_PREFIX) : -len(_VALUE)] for key in model]
     return bool(inner) and all("/" not in name for name in inner) and any(".S" in name for name in inner)
 
