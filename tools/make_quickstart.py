@@ -3,7 +3,7 @@
     python tools/make_quickstart.py --part=data        # configs/quickstart_data: target task, TFRecords and label map
     python tools/make_quickstart.py --part=checkpoint  # configs/quickstart_data/source: trained on the source task
 
-JPEG bytes are those of one Pillow version; the drawings are the same with any. The checkpoint takes some fifteen minutes
+JPEG bytes are those of one Pillow version; the drawings are the same with any. The checkpoint takes fifteen minutes
 on two cores; several threads add up in varying order, so another run gives other weights of the same quality.
 """
 
