@@ -133,13 +133,6 @@ class RestorePlan:
     def _warn(self) -> None:
         for row in self.with_status(Status.NOT_IN_CHECKPOINT):
             logger.warning("Variable [%s] is not available in checkpoint", row.name)
-        for row in self.with_status(Status.SHAPE_DIFFERS):
-            logger.warning(
-                "Variable [%s] has shape %s in checkpoint, %s in the model; it starts anew",
-                row.name,
-                list(row.source_shape),
-                list(row.shape),
-            )
 
 
 def _row(

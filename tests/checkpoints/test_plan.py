@@ -203,8 +203,7 @@ def test_each_missing_variable_is_warned_of(tmp_path, save_tensors, caplog):
         _compute(model, source).apply(model)
     for name in missing:
         assert f"Variable [{name}] is not available in checkpoint" in caplog.messages
-    assert f"Variable [{CLASS}biases] has shape [6] in checkpoint, [9] in the model; it starts anew" in caplog.messages
-    assert len(caplog.messages) == 4
+    assert len(caplog.messages) == 2  # the class head's other shape is in the plan's text, not said twice
 
 
 def test_text_shows_counts_per_scope_and_what_did_not_match(tmp_path, save_tensors):
