@@ -29,11 +29,12 @@ class Check(NamedTuple):
     message: Callable[[], tf.Tensor]
 
 
-def require(key: tf.Tensor, checks: list[Check]) -> None:
-    """Fails with the first check that does not hold, its message preceded by `key` ("file:record source_id").
+def require(key: tf.Tensor, checks: list[Check], values: Any) -> Any:
+    """Returns `values` (any structure of tensors), which nobody gets to see unless all checks hold.
 
-    Works eagerly, in tf.function and in dataset functions. Values that depend on a failed check may be computed
-    before it fails, so they have to be computable.
+    Fails with the first check that does not, its message preceded by `key` ("file:record source_id"). Works eagerly,
+    in tf.function and in dataset functions. What leads up to `values` may be computed before a check fails, so it has
+    to be computable; what is made of them later need not be.
     """
 
     def fail() -> tf.Tensor:
@@ -43,7 +44,10 @@ def require(key: tf.Tensor, checks: list[Check]) -> None:
         tf.debugging.Assert(False, [tf.strings.join([_START, key, ": ", message, _END])])
         return tf.constant(0)
 
-    tf.cond(tf.reduce_all([check.holds for check in checks]), lambda: tf.constant(0), fail)
+    checked = tf.cond(tf.reduce_all([check.holds for check in checks]), lambda: tf.constant(0), fail)
+    # A graph may otherwise run a resize of the image that could not be decoded first, and report that.
+    with tf.control_dependencies([checked]):
+        return tf.nest.map_structure(tf.identity, values)
 
 
 def describe(*parts: tf.Tensor | str) -> tf.Tensor:

@@ -82,7 +82,7 @@ class Decoder:
         raw_boxes = tf.stack(sides, axis=-1)
         boxes = tf.clip_by_value(raw_boxes, 0.0, 1.0)
         class_checks = self._class_checks(features, lists.pop("text"), lists[s.CLASSES])
-        require(
+        image, boxes, lists = require(
             key,
             [
                 Check(parsed, lambda: _UNPARSABLE),
@@ -91,6 +91,7 @@ class Decoder:
                 *_box_checks(raw_boxes, boxes),
                 *class_checks,
             ],
+            (image, boxes, lists),
         )
         image.set_shape([None, None, 3])
         lists[s.CLASSES] = tf.cast(lists[s.CLASSES], tf.int32)

@@ -20,6 +20,7 @@ _NOT_FINITE = "the loss or its gradient is not finite"
 _NOISE_BEFORE = (
     re.compile(r"^Graph execution error:.*\n\n", re.DOTALL),
     re.compile(r"^Detected at node.*\n(?=Error in user-defined|Iterator::|\{\{)", re.DOTALL),
+    re.compile(r"^Detected at node .*\n<stack traces unavailable>\n"),
     re.compile(r"^.*user-defined function passed to \S+ transformation with iterator: ", re.DOTALL),
     re.compile(r"Iterator::[^\s:]+(::[^\s:]+)*: |\{\{function_node [^}]*\}\} ?|assertion failed: "),
 )

@@ -238,6 +238,16 @@ def test_bad_record_is_named_with_file_and_number(tmp_path: Path) -> None:
     assert str(explained).startswith(f"{tmp_path}/bad:4 4: box 0 (ymin, xmin, ymax, xmax) is [0.5, 0.1, 0.2, 0.9]")
 
 
+def test_undecodable_image_is_named_before_anything_is_done_with_it(tmp_path: Path) -> None:
+    """In a graph the resize of nothing could run, and fail, before the check."""
+    with ShardedWriter(str(tmp_path / "bad")) as writer:
+        writer.write(make_example(b"no image", "png", 9, 9, "a", []))
+    dataset = build_eval_dataset(_reader(str(tmp_path / "bad")), eval_pb2.EvalConfig(batch_size=1), FakeDetector())
+    for _ in range(5):
+        explained = explain(_error(lambda: _take(dataset, 1)))
+        assert str(explained).startswith(f"{tmp_path}/bad:0 a: image/encoded (8 bytes, image/format 'png') can't be")
+
+
 def test_damaged_record_is_named(tmp_path: Path) -> None:
     path = tmp_path / "bad"
     with ShardedWriter(str(path)) as writer:
