@@ -22,6 +22,7 @@ from quickstart_scenes import Scene, draw_scene
 
 from od_finetune import experiment
 from od_finetune.checkpoints.source import open_source
+from od_finetune.data.writer import LabelledBox, ShardedWriter, make_example
 
 TARGET_CLASSES = ("mug", "star", "leaf", "ring")
 SOURCE_CLASSES = ("star", "ring", "house", "fish", "moon", "cross")
@@ -47,13 +48,10 @@ def write_records(path: Path, series: Iterable[Scene], classes: Sequence[str], q
     Label ids are places in `classes`, from 1.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    count = 0
-    with tf.io.TFRecordWriter(str(path)) as writer:
+    with ShardedWriter(str(path)) as writer:
         for count, scene in enumerate(series, 1):
-            name = f"{path.stem}_{count:04d}.jpg"
-            # Deterministic, because a map's entries may otherwise come in any order.
-            writer.write(_example(scene, classes, name, quality).SerializeToString(deterministic=True))
-    return count
+            writer.write(_example(scene, classes, f"{path.stem}_{count:04d}.jpg", quality))
+    return writer.num_written
 
 
 def write_label_map(path: Path, classes: Sequence[str]) -> None:
@@ -133,30 +131,9 @@ def _example(scene: Scene, classes: Sequence[str], name: str, quality: int) -> t
     encoded = io.BytesIO()
     Image.fromarray(scene.image).save(encoded, "JPEG", quality=quality, subsampling=0)
     height, width = scene.image.shape[:2]
-    ymin, xmin, ymax, xmax = scene.boxes.T.tolist()
-    features = {
-        "image/encoded": [encoded.getvalue()],
-        "image/format": [b"jpeg"],
-        "image/filename": [name.encode()],
-        "image/source_id": [name.encode()],
-        "image/height": [height],
-        "image/width": [width],
-        "image/object/bbox/ymin": ymin,
-        "image/object/bbox/xmin": xmin,
-        "image/object/bbox/ymax": ymax,
-        "image/object/bbox/xmax": xmax,
-        "image/object/class/text": [classes[label].encode() for label in scene.labels],
-        "image/object/class/label": [int(label) + 1 for label in scene.labels],
-    }
-    return tf.train.Example(features=tf.train.Features(feature={k: _feature(v) for k, v in features.items()}))
-
-
-def _feature(values: list) -> tf.train.Feature:
-    if isinstance(values[0], bytes):
-        return tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
-    if isinstance(values[0], int):
-        return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
-    return tf.train.Feature(float_list=tf.train.FloatList(value=values))
+    pairs = zip(scene.boxes.tolist(), scene.labels, strict=True)
+    boxes = [LabelledBox(*box, label=int(label) + 1, text=classes[label]) for box, label in pairs]
+    return make_example(encoded.getvalue(), "jpeg", height, width, name, boxes)
 
 
 def main() -> None:
