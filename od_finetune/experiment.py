@@ -158,7 +158,7 @@ def build_trainer(detector: fields.Detector, config: TrainEvalPipelineConfig, mo
         training.build_optimizer(config.train_config.optimizer),
         settings=training.trainer_settings(config.train_config),
         moving_average_decay=training.moving_average_decay(config.train_config.optimizer),
-        explain=functools.partial(explain, files=input_files(config.train_input_reader)),
+        explain=functools.partial(explain, files=functools.partial(input_files, config.train_input_reader)),
     )
 
 
@@ -173,7 +173,7 @@ def build_evaluator(
         evaluation.build_metrics(config.eval_config, label_map.load_label_map(reader.label_map_path)),
         draw=gallery,
         num_pictures=config.eval_config.num_visualizations,
-        explain=functools.partial(explain, files=input_files(reader)),
+        explain=functools.partial(explain, files=functools.partial(input_files, reader)),
     )
 
 

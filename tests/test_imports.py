@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import od_finetune
 
 PACKAGE = Path(od_finetune.__file__).parent
 # What a folder or module of the package may import of the rest of the package. Listed once, from the bottom up.
-BASE = {"fields", "errors", "files"}
+BASE = {"fields", "errors", "files", "randomness"}
 SHARED = BASE | {"boxes", "names"}
 PARTS = ["training", "models", "data", "checkpoints", "metrics", "export", "visualization"]
 ALLOWED: dict[str, set[str]] = {
@@ -20,6 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "fields": set(),
     "files": {"errors"},
+    "randomness": set(),
     "boxes": BASE,
     "names": BASE,
     **{part: SHARED for part in PARTS},
@@ -87,3 +89,14 @@ def test_keras_is_tf_keras(path):
         or (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "keras")
     ]
     assert wrong == []
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_messages_go_through_the_modules_own_logger(path):
+    """model_main.py shows what the logger `od_finetune` and those below it say, and nothing of the root logger."""
+    text = path.read_text()
+    said_to_root = re.findall(r"\blogging\.(?:debug|info|warning|error|exception|critical|log)\(", text)
+    assert said_to_root == [], "write logger = logging.getLogger(__name__) and use that"
+    imports = [node for node in ast.walk(ast.parse(text)) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    modules = [getattr(node, "module", None) or alias.name for node in imports for alias in node.names]
+    assert not [module for module in modules if module.split(".")[0] == "absl"], "absl is for scripts"

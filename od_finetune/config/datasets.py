@@ -16,6 +16,8 @@ from od_finetune.errors import UserError
 from od_finetune.fields import Detector
 from od_finetune.protos import eval_pb2, input_reader_pb2, train_pb2
 
+logger = logging.getLogger(__name__)
+
 
 def build_train_dataset(
     input_reader: input_reader_pb2.InputReader,
@@ -107,6 +109,25 @@ def input_files(input_reader: input_reader_pb2.InputReader) -> list[RecordFile]:
     return [file for source in _sources(input_reader) for file in source]
 
 
+def check_reader(
+    input_reader: input_reader_pb2.InputReader, train_config: train_pb2.TrainConfig | None = None
+) -> None:
+    """Whether a data set can be built of a reader, as far as its files' headers and its options tell.
+
+    Args:
+      train_config: given for the reader of the training.
+
+    Raises:
+      UserError: as `input_files`; an impossible option.
+    """
+    options = _stream_options(input_reader)
+    _weights(input_reader)
+    _max_boxes(input_reader, train_config)
+    sources = _sources(input_reader)
+    if train_config is not None:
+        _check_size(sources, train_config.batch_size, options._replace(num_epochs=input_reader.num_epochs))
+
+
 def _sources(input_reader: input_reader_pb2.InputReader) -> list[list[RecordFile]]:
     """One list of files per input_path."""
     kind = input_reader.WhichOneof("input_reader")
@@ -165,7 +186,7 @@ def _check_size(sources: list[list[RecordFile]], batch_size: int, options: Strea
             "lower train_config.batch_size or raise num_epochs (0 repeats for ever)"
         )
     if total < batch_size:
-        logging.warning("a batch of %d holds some of the %d records more than once", batch_size, total)
+        logger.warning("a batch of %d holds some of the %d records more than once", batch_size, total)
 
 
 def _positive(name: str, value: int) -> int:

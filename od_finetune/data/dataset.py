@@ -223,13 +223,15 @@ def merge_labels(sample: Sample, classes: tf.Tensor) -> tuple[Sample, tf.Tensor]
     return sample.select(first), tf.boolean_mask(merged, tf.ensure_shape(first, [None]))
 
 
-def explain(error: BaseException, files: Sequence[RecordFile] = ()) -> checks.BadRecord | None:
+def explain(
+    error: BaseException, files: Callable[[], Sequence[RecordFile]] = tuple
+) -> checks.BadRecord | None:
     """What an error of iterating over a data set says about the data, readably; None if it is about something else.
 
-    `files`: where a damaged file is looked for, since TensorFlow does not name it.
+    `files`: gives the files in which a damaged record is looked for, since TensorFlow does not name it.
     """
     if isinstance(error, tf.errors.DataLossError):
-        for file in files:
+        for file in files():
             found = records.damaged_record(file.path)
             if found:
                 return checks.BadRecord(

@@ -14,6 +14,7 @@ from google.protobuf import text_format
 from PIL import Image
 
 from od_finetune.config.datasets import build_eval_dataset, build_train_dataset, input_files
+from od_finetune.data import records
 from od_finetune.data.dataset import explain
 from od_finetune.data.writer import LabelledBox, ShardedWriter, make_example, shard_paths
 from od_finetune.errors import UserError
@@ -260,7 +261,26 @@ def test_damaged_record_is_named(tmp_path: Path) -> None:
     dataset = build_eval_dataset(reader, eval_pb2.EvalConfig(), FakeDetector())
     error = _error(lambda: _take(dataset, 3))
     assert "a record file is damaged: corrupted record" in str(explain(error))
-    assert str(explain(error, input_files(reader))).startswith(f"{path}:2: record is damaged")
+    assert str(explain(error, lambda: input_files(reader))).startswith(f"{path}:2: record is damaged")
+
+
+def test_a_run_walks_over_its_records_once(shards: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    real_open = records._open_unbuffered
+    monkeypatch.setattr(records, "_open_unbuffered", lambda path: opened.append(path) or real_open(path))
+    records._count.cache_clear()
+    reader = _reader(shards)
+    build_train_dataset(reader, _train(), FakeDetector())
+    build_eval_dataset(reader, eval_pb2.EvalConfig(), FakeDetector())
+    input_files(reader)
+    assert [Path(path).name for path in opened] == [f"set.record-0000{number}-of-00003" for number in range(3)]
+
+
+def test_a_batch_larger_than_the_set_is_said_in_the_log(shards: str, caplog: pytest.LogCaptureFixture) -> None:
+    build_train_dataset(_reader(shards), _train(batch_size=21), FakeDetector())
+    (said,) = caplog.records
+    assert said.name == "od_finetune.config.datasets" and said.levelname == "WARNING"
+    assert said.getMessage() == "a batch of 21 holds some of the 20 records more than once"
 
 
 def test_raccoons(shared: Path) -> None:

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import io
 import logging
+import os
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 
+from od_finetune.data import records
 from od_finetune.data.records import count_records, damaged_record, find_files
 from od_finetune.errors import UserError
 
@@ -29,7 +33,56 @@ def test_empty_file_is_an_error_only_if_nothing_else_is_there(write, example, ca
     write("s-1", [example()])
     with caplog.at_level(logging.WARNING):
         assert [file.num_records for file in find_files([empty[:-1] + "*"])] == [0, 1]
+    assert [(said.name, said.levelname) for said in caplog.records] == [("od_finetune.data.records", "WARNING")]
     assert "s-0 holds no record" in caplog.text
+
+
+class CountingFile(io.FileIO):
+    """Counts what is asked of the system."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.bytes_read = 0
+
+    def readinto(self, buffer) -> int | None:
+        count = super().readinto(buffer)
+        self.bytes_read += count or 0
+        return count
+
+    def read(self, size: int = -1) -> bytes:
+        content = super().read(size)
+        self.bytes_read += len(content)
+        return content
+
+
+def test_counting_reads_headers_only_and_once(tmp_path: Path, monkeypatch) -> None:
+    path = str(tmp_path / "large.record")
+    with tf.io.TFRecordWriter(path) as writer:
+        for _ in range(20):
+            writer.write(bytes(10_000))
+    opened: list[CountingFile] = []
+
+    def open_counting(name: str) -> CountingFile:
+        opened.append(CountingFile(name))
+        return opened[-1]
+
+    monkeypatch.setattr(records, "_open_unbuffered", open_counting)
+    assert [count_records(path) for _ in range(3)] == [20] * 3
+    assert [file.bytes_read for file in opened] == [20 * 12]
+
+
+def test_the_system_is_asked_for_no_more_than_the_headers(write, example) -> None:
+    with records._open_unbuffered(write("a.record", [example()])) as file:
+        assert isinstance(file, io.FileIO)  # no buffer to fill
+        file.read(12)
+        assert os.lseek(file.fileno(), 0, os.SEEK_CUR) == 12
+
+
+def test_a_file_that_changed_is_counted_again(write, example) -> None:
+    path = write("grown.record", [example(0)])
+    assert count_records(path) == 1
+    write("grown.record", [example(0), example(1)])
+    assert count_records(path) == 2
 
 
 @pytest.mark.parametrize("removed", [1, 7, 30])
