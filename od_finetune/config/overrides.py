@@ -15,13 +15,14 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from google.protobuf import text_format
-from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf import descriptor_pool, text_format
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from od_finetune.errors import UserError
 
 _STEP = re.compile(r"(?P<name>[A-Za-z_]\w*)(?:\[(?P<index>[^\]]*)\])?(?:\.|$)")
+_NO_FIELD = re.compile(r'Message type "(?P<type>[^"]+)" has no field named "(?P<name>[^"]+)"')
 _INTEGERS = {FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_INT64}
 _UNSIGNED = {FieldDescriptor.CPPTYPE_UINT32, FieldDescriptor.CPPTYPE_UINT64}
 _FLOATS = {FieldDescriptor.CPPTYPE_FLOAT, FieldDescriptor.CPPTYPE_DOUBLE}
@@ -81,9 +82,7 @@ class _Override:
         fields = owner.DESCRIPTOR.fields_by_name
         if name in fields:
             return fields[name]
-        near = difflib.get_close_matches(name, fields, n=1, cutoff=0.6)
-        hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(fields) or 'no fields'}"
-        raise self.error(f"{owner.DESCRIPTOR.name} has no field {name!r}; {hint}")
+        raise self.error(_no_field(owner.DESCRIPTOR, name))
 
     def _descend(self, owner: Message, field: FieldDescriptor, index: str | None) -> Message:
         if not field.message_type:
@@ -211,7 +210,7 @@ def describe(field: FieldDescriptor) -> str:
         key, value = (field.message_type.fields_by_name[name] for name in ("key", "value"))
         return f"a map from {_noun(key)} to {_noun(value)}"
     if field.is_repeated:
-        return f"a list of {_noun(field)}s"
+        return f"a list of {field.message_type.name} messages" if field.message_type else f"a list of {_noun(field)}s"
     if field.enum_type:
         return "one of " + ", ".join(field.enum_type.values_by_name)
     noun = _noun(field)
@@ -251,4 +250,13 @@ def _unquoted(value: str) -> str:
 
 
 def _reason(error: text_format.ParseError) -> str:
+    if match := _NO_FIELD.search(str(error)):
+        return _no_field(descriptor_pool.Default().FindMessageTypeByName(match["type"]), match["name"])
     return re.sub(r"^\d+:\d+ : ", "", str(error)).replace("od_finetune.protos.", "").strip()
+
+
+def _no_field(descriptor: Descriptor, name: str) -> str:
+    fields = descriptor.fields_by_name
+    near = difflib.get_close_matches(name, fields, n=1, cutoff=0.6)
+    hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(fields) or 'no fields'}"
+    return f"{descriptor.name} has no field {name!r}; {hint}"

@@ -115,6 +115,7 @@ def test_overrides_apply_in_order(config):
         ("=3", ["not a path"]),
         ("train_config.bach_size=4", ["TrainConfig has no field 'bach_size'", "did you mean 'batch_size'?"]),
         ("trainconfig.batch_size=4", ["did you mean 'train_config'?"]),
+        ("train_config.optimizer={adam_optimiser {}}", ["Optimizer has no field", "did you mean 'adam_optimizer'?"]),
         ("train_config.batch_size=four", ["expected a non-negative integer", "'four'"]),
         ("train_config.batch_size=1.5", ["expected a non-negative integer"]),
         ("train_config.batch_size=-1", ["expected a non-negative integer"]),
