@@ -31,8 +31,6 @@ class SsdLossOptions(NamedTuple):
     normalize_by_num_matches: bool = True
     normalize_localization_by_codesize: bool = False
     has_background: bool = True  # class predictions and targets have a background column, the first
-    use_confidences: bool = False
-    implicit_example_weight: float = 1.0
 
 
 class SsdLosses(NamedTuple):
@@ -61,11 +59,7 @@ def ssd_loss(box_encodings: tf.Tensor, class_logits: tf.Tensor, anchors: tf.Tens
         options: normalisation and kind of targets.
         unmatched_class_target: `[K]`; needed by `parts.expected_weights` alone.
     """
-    if options.use_confidences:
-        targets = assigner.assign_confidences(anchors, boxes, class_targets, weights, valid,
-                                              options.implicit_example_weight, options.has_background)
-    else:
-        targets = assigner.assign(anchors, boxes, class_targets, weights, valid)
+    targets = assigner.assign(anchors, boxes, class_targets, weights, valid)
     if parts.sampler is not None:
         targets = _sampled(targets, parts.sampler, options.has_background)
     box_losses = _localization(box_encodings, anchors, targets, assigner, parts)

@@ -53,29 +53,6 @@ class TargetAssigner:
         codes = self._encode(anchors, boxes, matches, keypoints)
         return Targets(matched_classes, class_weights, codes, box_weights, matches)
 
-    def assign_confidences(self, anchors: tf.Tensor, boxes: tf.Tensor, confidences: tf.Tensor, weights: tf.Tensor,
-                           valid: tf.Tensor, implicit_example_weight: float = 1.0,
-                           has_background: bool = True) -> Targets:
-        """As `assign`, for confidences `[B, N, K]` as class targets: > 0 positive, < 0 explicitly not, 0 not said.
-
-        What nobody said (0) counts `implicit_example_weight`, an explicit statement counts 1. Only anchors with a
-        positive class regress a box; ground-truth weights decide the matching alone.
-        """
-        plain = self.assign(anchors, boxes, confidences, weights, valid)
-        classes = plain.class_targets[..., 1:] if has_background else plain.class_targets
-        positive = tf.reduce_any(classes > 0.0, axis=-1)
-        box_weights = tf.cast(positive, tf.float32)
-
-        def weigh(explicit: tf.Tensor) -> tf.Tensor:
-            return tf.where(explicit, 1.0, implicit_example_weight)
-
-        class_weights, classes_out = weigh(tf.not_equal(classes, 0.0)), tf.maximum(classes, 0.0)
-        if has_background:
-            class_weights = tf.concat([weigh(positive)[..., None], class_weights], axis=-1)
-            classes_out = tf.concat([1.0 - box_weights[..., None], classes_out], axis=-1)
-        codes = tf.where(positive[..., None], plain.box_targets, 0.0)
-        return Targets(classes_out, class_weights, codes, box_weights, plain.matches)
-
     def _match(self, anchors: tf.Tensor, boxes: tf.Tensor, class_targets: tf.Tensor, weights: tf.Tensor,
                valid: tf.Tensor) -> tf.Tensor:
         similarity = self._similarity(boxes, anchors, scores=1.0 - class_targets[..., 0])

@@ -153,7 +153,7 @@ def build_target_assigner(ssd: Message) -> targets.TargetAssigner:
 def build_loss_options(ssd: Message) -> SsdLossOptions:
     """`Ssd` message -> how its loss is normalised and targeted."""
     return SsdLossOptions(ssd.normalize_loss_by_num_matches, ssd.normalize_loc_loss_by_codesize,
-                          ssd.add_background_class, ssd.use_confidences_as_targets, ssd.implicit_example_weight)
+                          ssd.add_background_class)
 
 
 def build_localization_loss(config: Message) -> Any:

@@ -92,12 +92,6 @@ def test_gradient_reaches_selected_anchors_only():
     assert np.abs(gradient).sum(-1)[0].astype(bool).tolist() == [False, False, True, True, False]
 
 
-def test_confidence_targets_are_used():
-    options = SsdLossOptions(use_confidences=True, implicit_example_weight=0.0)
-    # Nothing is said of the last three anchors: only the two matched ones count.
-    assert loss(options=options).classification.numpy() == pytest.approx(4 * LN2 / 2)
-
-
 def test_without_boxes_the_loss_is_finite():
     assigner = TargetAssigner(iou_similarity, ArgmaxMatcher(0.5), FasterRcnnCoder(), 1.0, [1.0, 0.0])
     miner = sampling.HardExampleMiner(None, 0.99, sampling.MiningLoss.CLASSIFICATION,

@@ -51,24 +51,6 @@ def test_the_batch_may_be_known_only_at_run_time(assigner):
         np.testing.assert_array_equal(ours, eager)
 
 
-def test_confidences_as_targets(assigner):
-    confidences = tf.constant([[[0, -1.0, 0.8], [0, 0, 1]]], tf.float32)
-    targets = assigner.assign_confidences(ANCHORS, BOXES, confidences, tf.constant([[1.0, 1.0]]), VALID, 0.1)
-    np.testing.assert_allclose(targets.class_targets[0], [[0, 0, 0.8]] * 2 + [[1, 0, 0]] * 2)
-    np.testing.assert_allclose(targets.class_weights[0], [[1, 1, 1]] * 2 + [[0.1] * 3] * 2)
-    assert targets.box_weights.numpy().tolist() == [[1, 1, 0, 0]]
-
-
-def test_confidences_that_only_deny_do_not_regress(assigner):
-    confidences = tf.constant([[[-1.0, 0.0], [0.0, 1.0]]])
-    plain = TargetAssigner(iou_similarity, ArgmaxMatcher(0.5), MeanStddevCoder())
-    targets = plain.assign_confidences(ANCHORS, BOXES, confidences, tf.constant([[1.0, 1.0]]), VALID, 0.5,
-                                       has_background=False)
-    assert not targets.box_weights.numpy().any() and not targets.box_targets.numpy().any()
-    assert targets.class_targets.numpy().tolist() == [[[0, 0]] * 4]
-    assert targets.class_weights.numpy().tolist() == [[[1, 0.5]] * 2 + [[0.5, 0.5]] * 2]
-
-
 def test_scores_come_from_the_background_column():
     assigner = TargetAssigner(ThresholdedIouSimilarity(0.45), ArgmaxMatcher(0.1), MeanStddevCoder())
     boxes = tf.constant([[[0, 0, 1, 1], [0, 0, 1, 1]]], tf.float32)
