@@ -1,6 +1,6 @@
 """Exports a trained detector, with the flags of the OD API's export_inference_graph.py and exporter_main_v2.py.
 
-`od-finetune export` does the same under flags of its own.
+`od-finetune export` does the same and has --set instead of --config_override.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow loads; its start-up chatter hides ours
 
-from absl import app, flags, logging  # noqa: E402
+from absl import app, flags  # noqa: E402
+
+from od_finetune.cli.common import BAD_INPUT, log_to_stderr, run_script  # noqa: E402
 
 _INPUT_TYPE = flags.DEFINE_string(
     "input_type", "image_tensor",
@@ -61,27 +63,27 @@ def main(argv: list[str]) -> None:
         if flags.FLAGS[name].value:
             raise app.UsageError(f"--{name} is not supported: {reason}; leave the flag out")
     checkpoint = _checkpoint()
-    from od_finetune.config import lint, pipeline  # here, so that --help answers without loading TensorFlow
+    from od_finetune.cli.export import checked
+    from od_finetune.config import pipeline  # here, so that --help answers without loading TensorFlow
     from od_finetune.config.export import export_trained
     from od_finetune.errors import UserError
     from od_finetune.export.signatures import parse_shape
 
-    logging.set_verbosity(logging.INFO)
     try:
-        config = pipeline.load(_CONFIG.value)
-        config.MergeFrom(pipeline.parse(_OVERRIDE.value, "--config_override"))
-        for finding in lint.check(config, _CONFIG.value, use=(), allow_unhonoured=_ALLOW.value):
-            logging.warning("%s", finding.text(_CONFIG.value))
-        shape = parse_shape(_INPUT_SHAPE.value)
-        report = export_trained(
-            config, checkpoint, _OUTPUT.value, _INPUT_TYPE.value, shape, overwrite=_OVERWRITE.value
-        )
+        with log_to_stderr():
+            config = pipeline.load(_CONFIG.value)
+            config.MergeFrom(pipeline.parse(_OVERRIDE.value, "--config_override"))
+            config = checked(config, _CONFIG.value, _ALLOW.value)
+            shape = parse_shape(_INPUT_SHAPE.value)
+            report = export_trained(
+                config, checkpoint, _OUTPUT.value, _INPUT_TYPE.value, shape, overwrite=_OVERWRITE.value
+            )
     except UserError as error:
-        logging.error("%s", error)
-        sys.exit(2)
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
     print(report.text())
 
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["pipeline_config_path", "output_directory"])
-    app.run(main)
+    run_script(main)

@@ -15,6 +15,7 @@ import tensorflow as tf
 from PIL import Image
 
 from od_finetune import visualization
+from od_finetune.cli.common import BAD_INPUT
 from od_finetune.config.label_map import load_label_map
 from od_finetune.errors import UserError
 from od_finetune.export import runner
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Detects in every image. A file that cannot be read is reported and passed over, and the exit code is 1."""
+    """Detects in every image. A file that cannot be read is reported and passed over, and the exit code is 2."""
     files = image_files(options.images)
     names = _label_names(options)
     detector = runner.load(options.model)
@@ -120,7 +121,7 @@ def _detect_all(
         print(json.dumps(as_record(file, image.shape[:2], found, names)), file=lines, flush=True)
         if directory is not None:
             _draw(image, found, names).save(directory / picture, quality=_JPEG_QUALITY)
-    return int(failures > 0)
+    return BAD_INPUT if failures else 0
 
 
 def _detect(detector: runner.ExportedDetector, file: Path) -> tuple[np.ndarray, runner.Found]:

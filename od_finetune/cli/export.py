@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import logging
 
 from od_finetune.config import lint, pipeline
 from od_finetune.config.export import export_trained
 from od_finetune.export import bundle, signatures
+from od_finetune.protos.pipeline_pb2 import TrainEvalPipelineConfig
+
+logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the flags."""
-    parser.add_argument("--config", required=True, help="path of the pipeline.config")
-    parser.add_argument("--checkpoint", required=True,
-                        help="a checkpoint's prefix, or a directory that has one: model_dir, model_dir/best")
+    """Declares the flags; those the OD API has are called as there."""
+    parser.add_argument("--pipeline_config_path", required=True, help="the config the checkpoint was trained with")
+    checkpoint = parser.add_mutually_exclusive_group(required=True)
+    checkpoint.add_argument("--trained_checkpoint_prefix", dest="checkpoint",
+                            help="a checkpoint's prefix, or a directory that has one: model_dir, model_dir/best")
+    checkpoint.add_argument("--trained_checkpoint_dir", dest="checkpoint", help="the same for a directory")
     parser.add_argument("--output_directory", required=True, help="to write; new or empty")
     parser.add_argument("--input_type", default=signatures.IMAGE_TENSOR, choices=list(signatures.INPUT_TYPES),
                         help="what the exported detector takes (default: %(default)s)")
@@ -26,15 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="PATH=VALUE",
                         help="change a field first, e.g. model.ssd.num_classes=3; repeatable")
     parser.add_argument("--allow_unhonoured", action="store_true",
-                        help="go on although the model sets fields that are not honoured")
+                        help="go on without the model's fields that are not honoured")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export in the output directory")
 
 
 def run(options: argparse.Namespace) -> int:
     """Exports and prints what was written."""
-    config = pipeline.load(options.config, options.overrides)
-    for finding in lint.check(config, options.config, use=(), allow_unhonoured=options.allow_unhonoured):
-        print(finding.text(options.config))
+    path = options.pipeline_config_path
+    config = checked(pipeline.load(path, options.overrides), path, options.allow_unhonoured)
     report = export_trained(
         config,
         options.checkpoint,
@@ -47,3 +52,14 @@ def run(options: argparse.Namespace) -> int:
     )
     print(report.text())
     return 0
+
+
+def checked(config: TrainEvalPipelineConfig, path: str, allow_unhonoured: bool) -> TrainEvalPipelineConfig:
+    """The config to export by: its model checked, what lint says of it logged, and what may be left out left out.
+
+    Raises:
+      UserError: lists what is wrong with the model.
+    """
+    for finding in lint.check(config, path, use=(), allow_unhonoured=allow_unhonoured):
+        logger.warning("%s", finding.text(path))
+    return lint.without_unhonoured(config)[0] if allow_unhonoured else config

@@ -7,9 +7,11 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from types import ModuleType
 
 import od_finetune
+from od_finetune.cli.common import BAD_INPUT, log_to_stderr
 from od_finetune.errors import UserError
 
 # Name -> one line of help. A subcommand's module is imported only when it is called: some take seconds to load.
@@ -21,25 +23,33 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit code: 0 fine, 1 the input is at fault, 2 the call is."""
+    """Runs the command line and returns its exit code: 0 fine, 1 lint found errors, 2 the call or input is at fault."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before a subcommand loads TensorFlow: its chatter hides ours
     arguments = list(sys.argv[1:] if argv is None else argv)
+    called = next((argument for argument in arguments if not argument.startswith("-")), None)
+    options = build_parser([called] if called in COMMANDS else []).parse_args(arguments)
+    try:
+        with log_to_stderr():
+            return _module(options.command).run(options)
+    except UserError as error:
+        print(f"od-finetune {options.command}: {error}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def build_parser(commands: Iterable[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
+    """The parser of the command line; the modules of `commands` are imported for their flags."""
     parser = argparse.ArgumentParser(prog="od-finetune", description=od_finetune.__doc__)
     parser.add_argument("--version", action="version", version=f"od-finetune {od_finetune.__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    called = next((argument for argument in arguments if not argument.startswith("-")), None)
-    modules = {}
     for name, summary in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=summary, description=summary)
-        if name == called:
-            modules[name] = importlib.import_module(f"od_finetune.cli.{name.replace('-', '_')}")
-            modules[name].add_arguments(subparser)
-    options = parser.parse_args(arguments)
-    try:
-        return modules[options.command].run(options)
-    except UserError as error:
-        print(f"od-finetune {options.command}: {error}", file=sys.stderr)
-        return 1
+        if name in commands:
+            _module(name).add_arguments(subparser)
+    return parser
+
+
+def _module(command: str) -> ModuleType:
+    return importlib.import_module(f"od_finetune.cli.{command.replace('-', '_')}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import subprocess
 import sys
 
@@ -42,27 +43,45 @@ def test_every_command_has_help(name, capsys):
     assert cli.COMMANDS[name] in capsys.readouterr().out
 
 
-def test_user_errors_are_one_message_and_exit_code_1(capsys):
-    assert cli.main(["lint", "no/such.config"]) == 1
+def test_user_errors_are_one_message_and_exit_code_2(capsys):
+    flags = ["--pipeline_config_path=no/such.config", "--trained_checkpoint_prefix=a", "--output_directory=b"]
+    assert cli.main(["export", *flags]) == 2
     err = capsys.readouterr().err
-    assert err == "od-finetune lint: no/such.config: no such file; give the path of a pipeline.config\n"
+    assert err == "od-finetune export: no/such.config: no such file; give the path of a pipeline.config\n"
 
 
-def test_lint_does_not_load_tensorflow(tmp_path):
-    """It takes seconds; lint answers at once."""
+def test_log_lines_come_as_they_are_and_go_nowhere_afterwards(capsys, monkeypatch):
+    logger = logging.getLogger("od_finetune.config.export")
+    before = logging.getLogger("od_finetune").handlers[:]
+
+    def run(options):
+        logger.info("Moving averages replace 3 of 4 variables")
+        return 0
+
+    monkeypatch.setattr(importlib.import_module("od_finetune.cli.lint"), "run", run)
+    assert cli.main(["lint", "any.config"]) == 0
+    assert capsys.readouterr().err == "Moving averages replace 3 of 4 variables\n"
+    assert logging.getLogger("od_finetune").handlers == before
+
+
+def test_quick_lint_does_not_load_tensorflow(tmp_path):
+    """It takes seconds; --quick answers at once. So does lint where it finds errors without."""
     config = tmp_path / "my.config"
     labels = tmp_path / "labels.pbtxt"
     labels.write_text("item { id: 1 name: 'cat' }")
     config.write_text(
-        "model { ssd { num_classes: 1 feature_extractor { type: 'ssd_mobilenet_v1' } } }\n"
+        "model { ssd { num_classes: 2 image_resizer { fixed_shape_resizer { height: 0 } }\n"
+        "feature_extractor { type: 'ssd_mobilenet_v1' } } }\n"
         f"train_input_reader {{ label_map_path: '{labels}' }}\n"
         "train_config { data_augmentation_options { random_horizontal_flip {} } }\n"
         "eval_config { metrics_set: 'coco_detection_metrics' }\n"
     )
     code = (
-        "import sys; from od_finetune.cli.main import main; main(['lint', sys.argv[1]]); "
+        "import sys; from od_finetune.cli.main import main; main(['lint', *sys.argv[1:]]); "
         "heavy = {'tensorflow', 'tf_keras', 'numpy'} & set(sys.modules); print('heavy', sorted(heavy))"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(config)], capture_output=True, text=True, check=True)
-    assert "model.ssd.image_resizer: is not set" in done.stdout
-    assert done.stdout.splitlines()[-1] == "heavy []"
+    for more in (["--quick", "--set=model.ssd.image_resizer.fixed_shape_resizer.height=1"], []):
+        command = [sys.executable, "-c", code, str(config), *more]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert ("fixed_shape_resizer.height: is 0" in done.stdout) == (not more)
+        assert done.stdout.splitlines()[-1] == "heavy []"

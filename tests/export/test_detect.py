@@ -61,7 +61,7 @@ def test_pictures_are_written_and_thresholds_hold(exported, photographs, expecte
 
 def test_an_unreadable_image_is_reported_and_passed_over(exported, photographs, capsys):
     (photographs / "aa.jpg").write_bytes(b"no image")
-    assert cli.main(["detect", "--model", str(exported), str(photographs)]) == 1
+    assert cli.main(["detect", "--model", str(exported), str(photographs)]) == 2
     captured = capsys.readouterr()
     assert len(captured.out.splitlines()) == 2
     assert "aa.jpg: cannot be decoded" in captured.err
@@ -70,7 +70,7 @@ def test_an_unreadable_image_is_reported_and_passed_over(exported, photographs, 
 @pytest.mark.parametrize(("argument", "message"), [("missing.jpg", "no such file or folder"), (".", "no image in")])
 def test_bad_paths(argument, message, exported, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["detect", "--model", str(exported), argument]) == 1
+    assert cli.main(["detect", "--model", str(exported), argument]) == 2
     assert message in capsys.readouterr().err
 
 

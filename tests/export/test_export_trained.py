@@ -67,8 +67,8 @@ def assert_same(outputs, found):
 
 def test_command_exports_the_checkpoints_detections(trained, checkpoint, images, tmp_path, capsys):
     out = tmp_path / "out"
-    assert cli.main(["export", "--config", str(CONFIG), "--checkpoint", str(checkpoint), "--output_directory",
-                     str(out)]) == 0
+    assert cli.main(["export", f"--pipeline_config_path={CONFIG}", f"--trained_checkpoint_prefix={checkpoint}",
+                     f"--output_directory={out}"]) == 0
     printed = capsys.readouterr().out
     assert "image_tensor:0" in printed and "frozen_inference_graph.pb" in printed
     found = detections(trained, images)
@@ -98,9 +98,9 @@ def test_averages_that_are_not_there_are_an_error(trained, tmp_path):
 
 
 def test_checkpoint_of_another_number_of_classes_is_refused(checkpoint, tmp_path, capsys):
-    arguments = ["export", "--config", str(CONFIG), "--checkpoint", str(checkpoint), "--output_directory",
-                 str(tmp_path / "out"), "--set", "model.ssd.num_classes=5"]
-    assert cli.main(arguments) == 1
+    arguments = ["export", f"--pipeline_config_path={CONFIG}", f"--trained_checkpoint_prefix={checkpoint}",
+                 f"--output_directory={tmp_path / 'out'}", "--set", "model.ssd.num_classes=5"]
+    assert cli.main(arguments) == 2
     assert BIASES in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
@@ -134,4 +134,4 @@ def test_script_takes_the_od_apis_flags(trained, checkpoint, encoded, images, tm
 ])
 def test_script_says_what_it_cannot_obey(flag, message):
     done = script("--pipeline_config_path=x", "--trained_checkpoint_prefix=y", "--output_directory=z", flag)
-    assert done.returncode != 0 and message in done.stdout + done.stderr
+    assert done.returncode == 2 and message in done.stdout + done.stderr
