@@ -1,5 +1,17 @@
-"""The error a user can act on."""
+"""The errors a user can act on."""
+
+from __future__ import annotations
 
 
 class UserError(ValueError):
     """Bad input. The message names the file, field or record, what was found, what was expected, what to do."""
+
+
+class UnreadableError(UserError):
+    """A checkpoint's files are damaged, half written, or gone: another checkpoint may do."""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first; TensorFlow's go on with its own whereabouts. The error's type if it says nothing."""
+    text = (getattr(error, "message", None) or str(error)).strip()
+    return text.splitlines()[0] if text else type(error).__name__

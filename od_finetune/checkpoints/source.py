@@ -10,7 +10,7 @@ import numpy as np
 
 from od_finetune import names
 from od_finetune.checkpoints.readers import tf_checkpoint
-from od_finetune.errors import UserError
+from od_finetune.errors import UnreadableError, UserError
 
 
 class Source(Protocol):
@@ -57,7 +57,8 @@ def open_source(path: str | os.PathLike[str]) -> Source:
         has a `checkpoint` state file or one checkpoint.
 
     Raises:
-      UserError: nothing lies there, the format is not known, or the file is damaged or half written.
+      UnreadableError: nothing lies there, or the file is damaged or half written.
+      UserError: the format is not known, or it is not clear which checkpoint is meant.
     """
     path = os.path.expanduser(os.fspath(path))
     if not path:
@@ -70,7 +71,7 @@ def open_source(path: str | os.PathLike[str]) -> Source:
             f"{path}: not a checkpoint that can be read; known formats: "
             f"{', '.join(reader.format for reader in READERS)}.{_listing(path)}"
         )
-    raise UserError(f"{path}: no checkpoint lies there.{_listing(path)}")
+    raise UnreadableError(f"{path}: no checkpoint lies there.{_listing(path)}")
 
 
 def _listing(path: str) -> str:

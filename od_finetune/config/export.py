@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from od_finetune import object_keys
 from od_finetune.checkpoints.plan import RestorePlan
 from od_finetune.checkpoints.records import FULL, RestoreRequest
 from od_finetune.checkpoints.source import Source, open_source
@@ -21,7 +22,8 @@ from od_finetune.protos.pipeline_pb2 import TrainEvalPipelineConfig
 logger = logging.getLogger(__name__)
 
 # Where a moving average of a variable is kept: in this project's checkpoints, and in the OD API's TF1 ones.
-_AVERAGE_NAMES = ("moving_average/{}", "{}/ExponentialMovingAverage")
+_AVERAGE_NAMES = (f"{object_keys.MOVING_AVERAGE}/{{}}", "{}/ExponentialMovingAverage")
+_STEP_NAMES = (object_keys.STEP, "global_step")
 
 
 def export_trained(
@@ -91,6 +93,21 @@ def restore_trained(detector: Detector, source: Source, use_moving_averages: boo
     return plan
 
 
+def load_trained(
+    detector: Detector, checkpoint: str | os.PathLike[str], use_moving_averages: bool = False
+) -> int:
+    """`restore_trained` from a checkpoint of any kind; returns its training step, 0 where it has none.
+
+    Raises:
+      UnreadableError: the checkpoint is gone, damaged or half written; the detector is then as it was.
+      UserError: as `restore_trained`.
+    """
+    source = open_source(checkpoint)
+    restore_trained(detector, source, use_moving_averages)
+    entries = source.other_entries()
+    return next((int(source.read(name)) for name in _STEP_NAMES if name in entries), 0)
+
+
 def _apply_averages(variables: Mapping[str, Any], source: Source) -> None:
     entries = source.other_entries()
     found = {}
@@ -103,8 +120,9 @@ def _apply_averages(variables: Mapping[str, Any], source: Source) -> None:
             f"{source.path}: has no moving averages, but eval_config.use_moving_averages asks for them; train with "
             "train_config.optimizer.use_moving_average, or set eval_config.use_moving_averages: false"
         )
-    for name, stored in found.items():
-        variables[name].assign(source.read(stored))
+    values = {name: source.read(stored) for name, stored in found.items()}
+    for name, value in values.items():
+        variables[name].assign(value)
     logger.info("Moving averages replace %d of %d variables", len(found), len(variables))
 
 

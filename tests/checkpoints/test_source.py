@@ -4,7 +4,7 @@ import tensorflow as tf
 import tf_keras
 
 from od_finetune.checkpoints.source import open_source
-from od_finetune.errors import UserError
+from od_finetune.errors import UnreadableError, UserError
 
 GOLDEN = "tf2_ssd_mobilenet_v2_320x320_coco17_tpu-8"
 
@@ -200,6 +200,12 @@ class TestHalfWritten:
         with pytest.raises(UserError, match="half-written or damaged.*scope/layer_0/weights cannot be read"):
             source.read("scope/layer_0/weights")
         assert source.read("scope/layer_1/weights").shape == (40,)
+
+    def test_data_cut_after_opening(self, prefix):
+        source = open_source(prefix)
+        self._cut(prefix + ".data-00000-of-00001", 100)
+        with pytest.raises(UnreadableError, match="half-written or damaged.*scope/layer_9/weights cannot be read"):
+            source.read("scope/layer_9/weights")
 
     def test_flipped_bits_in_the_index_never_crash(self, prefix):
         content = bytearray(open(prefix + ".index", "rb").read())

@@ -21,15 +21,16 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
+from od_finetune import object_keys
 from od_finetune.checkpoints.readers import tf_paths
-from od_finetune.errors import UserError
+from od_finetune.errors import UnreadableError, UserError, first_line
+from od_finetune.object_keys import SLOT, VALUE
 
 prefixes = tf_paths.prefixes
 
+# What TensorFlow's reader raises for files it can't read; IndexError where a data file is cut short.
+_UNREADABLE = (tf.errors.OpError, RuntimeError, ValueError, IndexError)
 _GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
-_VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
-_SLOT = "/.OPTIMIZER_SLOT/"
-_OWN_PREFIX = "model/"
 # Root objects of an object-based checkpoint that are no model: optimisers, counters, Keras' own metadata.
 _NO_MODEL_ROOTS = re.compile(
     r"(_?optimizer.*|moving_averages?|ema|save_counter|(global_)?step|epoch|iterations?|keras_api|_CHECKPOINT.*)(/|$)"
@@ -78,8 +79,8 @@ class TfCheckpoint:
         """
         try:
             return self._reader.get_tensor(self._entries[name].key)
-        except (tf.errors.OpError, RuntimeError, ValueError) as error:
-            raise _damaged(self.path, f"the values of {name} cannot be read: {_first_line(error)}") from None
+        except _UNREADABLE as error:
+            raise _damaged(self.path, f"the values of {name} cannot be read: {first_line(error)}") from None
 
     def describe(self) -> str:
         """Format, path and number of entries in one line."""
@@ -105,8 +106,8 @@ def open_checkpoint(path: str) -> TfCheckpoint:
     try:
         reader = tf.train.load_checkpoint(prefix)
         shapes = {key: tuple(shape) for key, shape in reader.get_variable_to_shape_map().items()}
-    except (tf.errors.OpError, RuntimeError, ValueError) as error:
-        raise _damaged(prefix, f"its index cannot be read: {_first_line(error)}") from None
+    except _UNREADABLE as error:
+        raise _damaged(prefix, f"its index cannot be read: {first_line(error)}") from None
     if shards:
         _check_size(prefix, reader, shapes, shards)
     if _GRAPH_KEY not in shapes:
@@ -129,16 +130,11 @@ def _check_size(
         raise _damaged(prefix, f"the data files have {found} bytes, the index promises at least {promised}")
 
 
-def _damaged(prefix: str, what: str) -> UserError:
-    return UserError(
+def _damaged(prefix: str, what: str) -> UnreadableError:
+    return UnreadableError(
         f"{prefix}: a half-written or damaged checkpoint: {what}. Copy all of its files again, or use an earlier "
         "checkpoint."
     )
-
-
-def _first_line(error: Exception) -> str:
-    text = error.message if isinstance(error, tf.errors.OpError) else str(error)
-    return (text.strip().splitlines() or [type(error).__name__])[0]
 
 
 def _name_based(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, _Entry]:
@@ -157,22 +153,25 @@ def _name_based(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, _Entry]:
 
 
 def _is_own(shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    # An optimiser's slots hang below the variable they belong to: model/<variable>/.OPTIMIZER_SLOT/...
-    model = [key for key in shapes if key.startswith(_OWN_PREFIX) and key.endswith(_VALUE) and _SLOT not in key]
-    inner = [key[len(_OWN_PREFIX) : -len(_VALUE)] for key in model]
-    return bool(inner) and all("/" not in name for name in inner) and any(".S" in name for name in inner)
+    prefix = f"{object_keys.MODEL}/"
+    inner = [
+        key[len(prefix) : -len(VALUE)]
+        for key in shapes
+        if key.startswith(prefix) and key.endswith(VALUE) and SLOT not in key
+    ]
+    # Canonical names have slashes, which are escaped; another writer's object paths have slashes of their own.
+    return bool(inner) and all("/" not in path for path in inner) and any(".S" in path for path in inner)
 
 
 def _own(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, _Entry]:
+    model = {key: name for name, key in object_keys.named(shapes, object_keys.MODEL).items()}
     entries = {}
     for key, shape in shapes.items():
         if key == _GRAPH_KEY:
             continue
-        path = key.removesuffix(_VALUE)
-        is_weight = path.startswith(_OWN_PREFIX) and _SLOT not in key
-        # Object paths escape "/" as ".S" and "." as ".."
-        name = re.sub(r"\.(.)", lambda match: "/" if match[1] == "S" else match[1], path) if _SLOT not in key else key
-        entries[name.removeprefix(_OWN_PREFIX) if is_weight else name] = _Entry(key, shape, path, is_weight)
+        path = key.removesuffix(VALUE)
+        other = key if SLOT in key else object_keys.unescape(path)
+        entries[model.get(key, other)] = _Entry(key, shape, path, key in model)
     return entries
 
 
@@ -181,8 +180,8 @@ def _object_graph(
 ) -> trackable_object_graph_pb2.TrackableObjectGraph:
     try:
         return trackable_object_graph_pb2.TrackableObjectGraph.FromString(reader.get_tensor(_GRAPH_KEY))
-    except (tf.errors.OpError, RuntimeError, ValueError, DecodeError) as error:
-        raise _damaged(prefix, f"its object graph cannot be read: {_first_line(error)}") from None
+    except (*_UNREADABLE, DecodeError) as error:
+        raise _damaged(prefix, f"its object graph cannot be read: {first_line(error)}") from None
 
 
 def _object_based(
@@ -199,8 +198,8 @@ def _object_based(
                 slot_keys.add(attribute.checkpoint_key)
 
     def is_weight(key: str) -> bool:
-        counter = not shapes[key] and _COUNTERS.search(key.removesuffix(_VALUE))
-        known = key.endswith(_VALUE) and key not in slot_keys and _SLOT not in key
+        counter = not shapes[key] and _COUNTERS.search(key.removesuffix(VALUE))
+        known = key.endswith(VALUE) and key not in slot_keys and SLOT not in key
         return known and not counter and key.split("/")[0] not in optimizers and _NO_MODEL_ROOTS.match(key) is None
 
     keys = [key for key in shapes if key != _GRAPH_KEY]
@@ -208,7 +207,7 @@ def _object_based(
     uses = collections.Counter(full_names.get(key, "") for key in keys if is_weight(key))
     entries = {}
     for key in keys:
-        path = key.removesuffix(_VALUE)
+        path = key.removesuffix(VALUE)
         full_name = full_names.get(key, "")
         unique = full_name and is_weight(key) and uses[full_name] == 1
         entries[full_name if unique else path] = _Entry(key, shapes[key], path, is_weight(key))

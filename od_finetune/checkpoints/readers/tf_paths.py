@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 
-from od_finetune.errors import UserError
+from od_finetune.errors import UnreadableError, UserError
 
 _SHARD = re.compile(r"\.data-(\d{5})-of-(\d{5})$")
 _FILE_ENDING = re.compile(r"(\.index|\.meta|\.data-\d{5}-of-\d{5})$")
@@ -68,8 +68,8 @@ def data_files(prefix: str) -> list[str]:
     return [os.path.join(directory, name) for name in expected]
 
 
-def _half_written(prefix: str, what: str) -> UserError:
-    return UserError(
+def _half_written(prefix: str, what: str) -> UnreadableError:
+    return UnreadableError(
         f"{prefix}: a half-written or incompletely copied checkpoint: {what}. Copy all of its files again, "
         "or use an earlier checkpoint."
     )
