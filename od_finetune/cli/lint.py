@@ -16,8 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="PATH=VALUE",
                         help="change a field first, e.g. train_config.batch_size=4; repeatable")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the findings as a JSON list")
+    parser.add_argument("--quick", action="store_true",
+                        help="without building the parts of a run, which takes seconds and finds more")  # fmt: skip
     parser.add_argument("--allow_unhonoured", action="store_true",
-                        help="fields that are set but not honoured are warnings, not errors")  # fmt: skip
+                        help="fields that are not honoured and can be left out are warnings, not errors")  # fmt: skip
 
 
 def run(options: argparse.Namespace) -> int:
@@ -34,7 +36,6 @@ def _findings(options: argparse.Namespace) -> list[Finding]:
     try:
         config = pipeline.load(options.config, options.overrides)
     except UserError as error:
-        if not options.json:
-            raise
         return [Finding(ERROR, "", str(error), line=getattr(error, "line", None))]
-    return lint.lint(config, options.config, allow_unhonoured=options.allow_unhonoured)
+    deep = not options.quick
+    return lint.lint(config, options.config, allow_unhonoured=options.allow_unhonoured, deep=deep)

@@ -202,6 +202,12 @@ def _distort_color(message: Message) -> Step:
     return functools.partial(augment_color.random_distort_color, color_ordering=message.color_ordering)
 
 
+def _adjust_hue(message: Message) -> Step:
+    if not 0.0 <= message.max_delta <= 0.5:
+        raise UserError(f"max_delta is {message.max_delta:g}, expected 0 to 0.5 (of a full circle)")
+    return _plain(augment_color.random_adjust_hue)(message)
+
+
 def _normalize_image(message: Message) -> Step:
     if message.original_maxval == message.original_minval:
         raise UserError("original_minval equals original_maxval, expected a range such as 0 and 255")
@@ -227,7 +233,7 @@ TABLE: dict[str, Callable[[Message], Step]] = {
     "random_rgb_to_gray": _plain(augment_color.random_rgb_to_gray),
     "random_adjust_brightness": _plain(augment_color.random_adjust_brightness),
     "random_adjust_contrast": _plain(augment_color.random_adjust_contrast),
-    "random_adjust_hue": _plain(augment_color.random_adjust_hue),
+    "random_adjust_hue": _adjust_hue,
     "random_adjust_saturation": _plain(augment_color.random_adjust_saturation),
     "random_distort_color": _distort_color,
     "random_jitter_boxes": _jitter_boxes,

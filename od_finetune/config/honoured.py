@@ -7,7 +7,7 @@ Each field of each message stands in exactly one of three tables:
 - UNHONOURED: it asks for something od_finetune cannot do (yet); a run refuses it.
 
 Whoever implements a field moves its name. Messages are called by their name within the package `od_finetune.protos`.
-The steps of PreprocessingStep are not listed: those in `config/augmentation.py: TABLE` are honoured, the others not.
+Of PreprocessingStep only the steps that do not exist are listed; `config/augmentation.py: TABLE` has the others.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from __future__ import annotations
 import enum
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
-
-from od_finetune.config import tables
 
 ALL = "*"
 STEPS = "PreprocessingStep"
@@ -300,6 +298,7 @@ UNHONOURED: dict[str, str] = {
     "ScaleBoxesToPixelCoordinates": ALL,
     "ConvertClassLogitsToSoftmax": ALL,
     "AutoAugmentImage": ALL,
+    STEPS: "autoaugment_image convert_class_logits_to_softmax scale_boxes_to_pixel_coordinates",
 }
 
 REPLACED_BY: dict[tuple[str, str], str] = {
@@ -329,7 +328,7 @@ def statuses(descriptor: Descriptor, field: str) -> set[Status]:
     """Every table that claims a field; sound tables give exactly one."""
     name = message_name(descriptor)
     if name == STEPS:
-        return {Status.HONOURED if field in tables.augmentation_steps() else Status.UNHONOURED}
+        return {Status.UNHONOURED if field in UNHONOURED[STEPS].split() else Status.HONOURED}
     found = set()
     for table, status in ((HONOURED, Status.HONOURED), (UNHONOURED, Status.UNHONOURED)):
         listed = table.get(name, "")
@@ -343,6 +342,20 @@ def statuses(descriptor: Descriptor, field: str) -> set[Status]:
 def status(field: FieldDescriptor) -> Status:
     """What od_finetune does with `field`."""
     return next(iter(statuses(field.containing_type, field.name)), Status.UNHONOURED)
+
+
+def alternatives(field: FieldDescriptor) -> list[str]:
+    """Honoured fields of the same oneof."""
+    oneof = field.containing_oneof
+    return [other.name for other in oneof.fields if status(other) is Status.HONOURED] if oneof else []
+
+
+def is_needed(field: FieldDescriptor) -> bool:
+    """Whether a field that is not honoured can't be left out: it chooses between kinds of something that has to be.
+
+    An augmentation step is a choice too, but the list does without it.
+    """
+    return bool(alternatives(field)) and message_name(field.containing_type) != STEPS
 
 
 def why_without_effect(field: FieldDescriptor) -> str:

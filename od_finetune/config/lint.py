@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from od_finetune.config import honoured, lint_checks, pipeline, positions
+from od_finetune.config import honoured, lint_checks, pipeline, positions, walk
 from od_finetune.config.finding import ERROR, INFO, SEVERITIES, WARNING, Finding
 from od_finetune.errors import UserError
 from od_finetune.protos.pipeline_pb2 import TrainEvalPipelineConfig
@@ -25,6 +25,7 @@ def lint(
     *,
     use: Collection[str] = (TRAIN, EVAL),
     allow_unhonoured: bool = False,
+    deep: bool = True,
 ) -> list[Finding]:
     """Everything there is to say about a config, worst first.
 
@@ -33,15 +34,20 @@ def lint(
       path: the file it came from; findings then have line numbers.
       use: what it is wanted for, any of "train" and "eval"; the sections of the other are not looked at. The model is
         always checked.
-      allow_unhonoured: report fields that are not honoured as warnings.
+      allow_unhonoured: what `without_unhonoured` leaves out is a warning.
+      deep: where nothing is wrong so far, also build the parts of a run, which takes TensorFlow; see `lint_deep`.
     """
     skipped = {section for section, purpose in _SECTIONS.items() if purpose not in use}
-    found = list(_fields(config, "", skipped, WARNING if allow_unhonoured else ERROR))
+    found = list(_fields(config, "", skipped, allow_unhonoured))
     unhonoured = {finding.path for finding in found if finding.unhonoured}
     checks = lint_checks.model(config) + (lint_checks.train(config) if TRAIN in use else [])
     checks += lint_checks.evaluation(config) if EVAL in use else []
     # Below a field that is not honoured there is nothing left to check.
     found += [finding for finding in checks if not _is_below(finding.path, unhonoured)]
+    if deep and not any(finding.severity == ERROR for finding in found):
+        from od_finetune.config import lint_deep  # here, because it loads TensorFlow
+
+        found += lint_deep.errors(without_unhonoured(config)[0], config.train_config.data_augmentation_options, use)
     lines = _lines(path)
     found = [dataclasses.replace(finding, line=_line(lines, finding.path)) for finding in found]
     return sorted(found, key=lambda finding: (SEVERITIES.index(finding.severity), finding.line or 0))
@@ -64,10 +70,33 @@ def check(
     if errors:
         name = str(path) if path else "The config"
         listed = "\n".join(f"  {finding.text()}" for finding in errors)
-        hint = "\n--allow_unhonoured goes on without the fields that are not honoured."
-        some_unhonoured = any(finding.unhonoured for finding in errors)
-        raise UserError(f"{name} cannot be run:\n{listed}{hint if some_unhonoured else ''}")
+        raise UserError(f"{name} cannot be run:\n{listed}")
     return findings
+
+
+def without_unhonoured(config: TrainEvalPipelineConfig) -> tuple[TrainEvalPipelineConfig, list[str]]:
+    """A copy without the fields that are not honoured, and their paths; for a run that may go on without them.
+
+    Those without which there would be nothing to build stay, see `honoured.is_needed`: they are errors in any case.
+    """
+    copy = TrainEvalPipelineConfig()
+    copy.CopyFrom(config)
+    return copy, list(_clear_unhonoured(copy, ""))
+
+
+def _clear_unhonoured(message: Message, prefix: str) -> Iterator[str]:
+    for field, value in message.ListFields():
+        path, status = f"{prefix}{field.name}", honoured.status(field)
+        if status is honoured.Status.UNHONOURED and _says_something(field, value) and not honoured.is_needed(field):
+            message.ClearField(field.name)
+            yield path
+        elif status is honoured.Status.HONOURED:
+            for inner_path, inner in walk.submessages(field, value, path):
+                yield from _clear_unhonoured(inner, f"{inner_path}.")
+            if field.message_type and honoured.message_name(field.message_type) == honoured.STEPS:
+                for index in reversed(range(len(value))):
+                    if not value[index].ListFields():  # what is left of a step that does not exist
+                        del value[index]
 
 
 def report(findings: Iterable[Finding], name: str = "") -> str:
@@ -79,7 +108,7 @@ def report(findings: Iterable[Finding], name: str = "") -> str:
     return "\n".join([*(finding.text(name) for finding in findings), f"{name}: {summary}" if name else summary])
 
 
-def _fields(message: Message, prefix: str, skipped: Collection[str], severity: str) -> Iterator[Finding]:
+def _fields(message: Message, prefix: str, skipped: Collection[str], allow: bool) -> Iterator[Finding]:
     """Findings about set fields as such, whatever their value means."""
     for field, value in message.ListFields():
         if not prefix and field.name in skipped:
@@ -93,39 +122,28 @@ def _fields(message: Message, prefix: str, skipped: Collection[str], severity: s
         elif status is honoured.Status.WITHOUT_EFFECT and _says_something(field, value):
             yield Finding(INFO, path, f"has no effect: {honoured.why_without_effect(field)}")
         if status is honoured.Status.UNHONOURED and _says_something(field, value):
-            yield _unhonoured(path, field, severity)
+            yield _unhonoured(path, field, allow)
         elif status is honoured.Status.HONOURED:
-            for inner_path, inner in _messages(field, value, path):
-                yield from _fields(inner, f"{inner_path}.", skipped, severity)
+            for inner_path, inner in walk.submessages(field, value, path):
+                yield from _fields(inner, f"{inner_path}.", skipped, allow)
 
 
-def _unhonoured(path: str, field: FieldDescriptor, severity: str) -> Finding:
-    where = honoured.message_name(field.containing_type)
+def _unhonoured(path: str, field: FieldDescriptor, allow: bool) -> Finding:
+    text = f"{honoured.message_name(field.containing_type)}.{field.name} is set but not honoured"
+    supported = f"supported: {', '.join(honoured.alternatives(field))}"
+    if honoured.is_needed(field):
+        return Finding(ERROR, path, text, supported, unhonoured=True)
+    if allow:
+        return Finding(WARNING, path, text, "left out, as --allow_unhonoured says", unhonoured=True)
     hint = "take it out, or go on without it with --allow_unhonoured"
-    if field.containing_oneof is not None:
-        others = [
-            other.name for other in field.containing_oneof.fields if honoured.status(other) is honoured.Status.HONOURED
-        ]
-        if others:
-            hint = f"supported: {', '.join(others)}"
-    return Finding(severity, path, f"{where}.{field.name} is set but not honoured", hint, unhonoured=True)
+    if honoured.alternatives(field):
+        hint += f"; {supported}"
+    return Finding(ERROR, path, text, hint, unhonoured=True)
 
 
 def _says_something(field: FieldDescriptor, value: object) -> bool:
     """Whether a set value asks for anything: writing down the default does not."""
     return bool(field.is_repeated or field.message_type or value != field.default_value)
-
-
-def _messages(field: FieldDescriptor, value: object, path: str) -> Iterator[tuple[str, Message]]:
-    if not field.message_type:
-        return
-    if isinstance(value, Mapping):
-        entries = ((f"{path}[{key}]", value[key]) for key in value)
-        yield from ((entry_path, entry) for entry_path, entry in entries if isinstance(entry, Message))
-    elif field.is_repeated:
-        yield from ((f"{path}[{index}]", element) for index, element in enumerate(value))
-    else:
-        yield path, value
 
 
 def _is_below(path: str, tops: Collection[str]) -> bool:

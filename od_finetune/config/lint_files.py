@@ -22,7 +22,7 @@ def checkpoint(path: str, prefix: str) -> Iterator[Finding]:
         return
     if placeholder := _placeholder(path, prefix, "of the checkpoint to start from"):
         yield placeholder
-    elif not _is_remote(prefix) and not any(os.path.exists(name) for name in (prefix, f"{prefix}.index")):
+    elif not is_remote(prefix) and not any(os.path.exists(name) for name in (prefix, f"{prefix}.index")):
         if os.path.exists(f"{prefix}.meta") or glob.glob(f"{glob.escape(prefix)}.data-*"):
             yield Finding(ERROR, path, f"{prefix}.index is missing beside the checkpoint's other files", "copy it too")
             return
@@ -66,7 +66,7 @@ def _records(path: str, pattern: str) -> Iterator[Finding]:
     if placeholder := _placeholder(path, pattern, "of your TFRecord files"):
         yield placeholder
         return
-    if _is_remote(pattern):
+    if is_remote(pattern):
         return
     files = [pattern] if os.path.exists(pattern) else glob.glob(pattern)
     if not files:
@@ -93,7 +93,7 @@ def _label_map(path: str, file: str, num_classes: int) -> Iterator[Finding]:
     if placeholder := _placeholder(path, file, "of your label map"):
         yield placeholder
         return
-    if _is_remote(file):
+    if is_remote(file):
         return
     if not os.path.isfile(file):
         yield Finding(ERROR, path, f"no file {file!r}", _near_file(file))
@@ -114,5 +114,6 @@ def _placeholder(path: str, value: str, what: str) -> Finding | None:
     return Finding(ERROR, path, f"{value!r} still has the placeholder {_PLACEHOLDER}", f"put in the path {what}")
 
 
-def _is_remote(path: str) -> bool:
+def is_remote(path: str) -> bool:
+    """Whether a path has a scheme."""
     return "://" in path

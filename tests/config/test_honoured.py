@@ -14,10 +14,11 @@ from google.protobuf.descriptor import Descriptor
 import od_finetune
 from od_finetune import protos
 from od_finetune.config import honoured
+from od_finetune.config.augmentation import TABLE
 
 SOURCES = Path(od_finetune.__file__).parent
 # These talk about fields without acting on them.
-TALKERS = {"honoured.py", "lint.py", "lint_checks.py", "lint_files.py"}
+TALKERS = {"honoured.py", "lint.py", "lint_checks.py", "lint_deep.py", "lint_files.py"}
 # Where fields become named parameters by way of their descriptor or of a tuple's field names.
 BY_PARAMETER_NAME = ["boxes/nms.py", *(f"data/{path.name}" for path in SOURCES.glob("data/augment_*.py"))]
 
@@ -46,6 +47,11 @@ def test_every_field_is_in_exactly_one_table():
             if len(found) != 1:
                 wrong.append((name, field.name, found))
     assert wrong == []
+
+
+def test_the_steps_that_are_not_listed_are_those_that_exist():
+    steps = all_messages()[honoured.STEPS].fields_by_name
+    assert {name for name, step in steps.items() if honoured.status(step) is honoured.Status.HONOURED} == set(TABLE)
 
 
 def test_the_tables_name_only_what_exists():
