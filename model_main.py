@@ -98,7 +98,8 @@ def main(argv: list[str]) -> None:
     )
     try:
         if _CHECKPOINT_DIR.value:
-            experiment.evaluate(options, _CHECKPOINT_DIR.value, run_once=_RUN_ONCE.value, timeout=_EVAL_TIMEOUT.value)
+            once, timeout = _RUN_ONCE.value, _EVAL_TIMEOUT.value
+            sys.exit(experiment.evaluate(options, _CHECKPOINT_DIR.value, run_once=once, timeout=timeout))
         else:
             sys.exit(experiment.train_and_evaluate(options))
     except UserError as error:

@@ -30,9 +30,10 @@ from od_finetune.errors import UserError
 from od_finetune.export import bundle
 from od_finetune.protos.pipeline_pb2 import TrainEvalPipelineConfig
 from od_finetune.training import checkpointing
+from od_finetune.training.continuous import evaluate_checkpoints
 from od_finetune.training.evaluator import Evaluator
 from od_finetune.training.freeze import FreezePlan
-from od_finetune.training.loop import TrainingLoop, evaluate_checkpoints
+from od_finetune.training.loop import TrainingLoop
 from od_finetune.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -96,8 +97,8 @@ def train_and_evaluate(options: Options) -> int:
     return outcome.exit_code
 
 
-def evaluate(options: Options, checkpoint_dir: str, run_once: bool = False, timeout: float | None = None) -> None:
-    """Evaluates the newest checkpoint of a run, or each new one as it appears, without training.
+def evaluate(options: Options, checkpoint_dir: str, run_once: bool = False, timeout: float | None = None) -> int:
+    """Evaluates the newest checkpoint of a run, or each new one as it appears, without training; the exit code.
 
     Raises:
       UserError: as `train_and_evaluate`; also if no checkpoint appears within `timeout` seconds.
@@ -110,17 +111,18 @@ def evaluate(options: Options, checkpoint_dir: str, run_once: bool = False, time
     detector = _detector(config)
     gallery = _Gallery(config)
     directory = Path(options.model_dir, "eval_on_train" if options.eval_on_train_data else "eval")
-    evaluate_checkpoints(
+    outcome = evaluate_checkpoints(
         build_evaluator(detector, config, gallery),
+        lambda path: export.load_trained(detector, path, config.eval_config.use_moving_averages),
         checkpoint_dir,
         directory,
-        use_moving_averages=config.eval_config.use_moving_averages,
         run_once=run_once,
         timeout=timeout,
         interval=config.eval_config.eval_interval_secs,
         last_step=config.train_config.num_steps,
         on_results=lambda step, results: _report(directory, step, results, gallery),
     )
+    return outcome.exit_code
 
 
 def restore_checkpoint(

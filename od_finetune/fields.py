@@ -19,6 +19,7 @@ CLASS_PREDICTIONS = "class_predictions_with_background"
 FEATURE_MAPS = "feature_maps"
 ANCHORS = "anchors"
 
+LOSSES = "Loss/"  # what the names of losses begin with
 LOCALIZATION_LOSS = "Loss/localization_loss"
 CLASSIFICATION_LOSS = "Loss/classification_loss"
 REGULARIZATION_LOSS = "Loss/regularization_loss"
@@ -29,7 +30,7 @@ class Groundtruth(NamedTuple):
     """Labelled objects of a batch of images, padded to one length (without `B` for a single image)."""
 
     boxes: tf.Tensor  # float32 [B, N, 4]; zeros where padded
-    classes: tf.Tensor  # float32 [B, N, C]; one-hot (k-hot where merged, soft where confidences are used)
+    classes: tf.Tensor  # float32 [B, N, C]; one-hot (k-hot where merged)
     weights: tf.Tensor  # float32 [B, N]; 0 where padded
     num_boxes: tf.Tensor  # int32 [B]; how many of the N are real
     is_crowd: tf.Tensor  # bool [B, N]
@@ -92,7 +93,10 @@ class Detector(Protocol):
         """Every variable by canonical name, moving statistics included, in a fixed order."""
 
     def weighted_layers(self) -> dict[str, tf_keras.layers.Layer]:
-        """Every layer that owns variables, by canonical scope (`<scope>/<leaf>` are its variables' names)."""
+        """Every layer that owns variables, by canonical scope (`<scope>/<leaf>` are its variables' names).
+
+        A batch norm layer that runs in inference mode even while training has the attribute `keeps_statistics`, True.
+        """
 
     def regularizers(self) -> dict[str, Callable[[tf.Tensor], tf.Tensor]]:
         """Regulariser by canonical variable name, for the variables that have one."""

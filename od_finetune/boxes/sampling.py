@@ -6,6 +6,7 @@ from enum import Enum
 
 import tensorflow as tf
 
+from od_finetune import randomness
 from od_finetune.boxes.matching import UNMATCHED
 
 
@@ -106,7 +107,7 @@ class RandomExampleSampler:
         negative = tf.logical_not(positive) & candidates
         number = tf.cast(self._ratio * tf.reduce_sum(tf.cast(chosen, tf.float32), 1, keepdims=True), tf.int32)
         shape = tf.shape(positive)
-        noise = tf.random.uniform(shape) if seed is None else tf.random.stateless_uniform(shape, seed)
+        noise = tf.random.stateless_uniform(shape, randomness.next_seed() if seed is None else seed)
         order = tf.argsort(tf.where(negative, noise, 2.0), axis=1)
         rank = tf.argsort(order, axis=1)  # the inverse permutation
         return tf.cast(chosen | (negative & (rank < number)), tf.float32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from od_finetune import fields
 from od_finetune.errors import UserError
 from od_finetune.protos import eval_pb2, optimizer_pb2, train_pb2
 from od_finetune.training import optimizers, schedules
@@ -121,6 +122,7 @@ def trainer_settings(train_config: train_pb2.TrainConfig) -> TrainerSettings:
         clip_norm=train_config.gradient_clipping_by_norm,
         bias_multiplier=train_config.bias_grad_multiplier,
         regularize=train_config.add_regularization_loss,
+        seed=train_config.seed,
     )
 
 
@@ -154,9 +156,11 @@ def best_settings(eval_config: eval_pb2.EvalConfig, default_metric: str) -> Best
     Args:
       default_metric: the metric when the config names none.
     """
+    metric = eval_config.best_metric or default_metric
     return BestSettings(
-        metric=eval_config.best_metric or default_metric,
-        lower_is_better=eval_config.best_metric_is_loss,
+        metric=metric,
+        # Of a loss by its name, lower is better without being told.
+        lower_is_better=eval_config.best_metric_is_loss or metric.startswith(fields.LOSSES),
         patience=eval_config.early_stopping_patience,
         min_delta=eval_config.early_stopping_min_delta,
     )

@@ -192,10 +192,11 @@ def conv_layer(
 def norm_layer(scope: str, norm: BatchNorm | GroupNorm | None) -> tf_keras.layers.Layer | None:
     """The norm that follows the convolution `scope`. Batch norm is the fused kernel where tf_keras can use it.
 
-    A batch norm layer whose `trainable` is False runs in inference mode, whatever `training` says.
+    A batch norm layer whose `trainable` is False runs in inference mode, whatever `training` says. One that the config
+    has in inference mode always (`train` is False) says so in the attribute `keeps_statistics`.
     """
     if isinstance(norm, BatchNorm):
-        return tf_keras.layers.BatchNormalization(
+        layer = tf_keras.layers.BatchNormalization(
             momentum=norm.decay,
             epsilon=norm.epsilon,
             center=norm.center,
@@ -203,6 +204,8 @@ def norm_layer(scope: str, norm: BatchNorm | GroupNorm | None) -> tf_keras.layer
             synchronized=norm.synchronized,
             name=f"{scope}/BatchNorm",
         )
+        layer.keeps_statistics = not norm.train
+        return layer
     if isinstance(norm, GroupNorm):
         return tf_keras.layers.GroupNormalization(norm.groups, epsilon=norm.epsilon, name=f"{scope}/GroupNorm")
     return None

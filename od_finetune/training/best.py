@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from od_finetune import files
+from od_finetune import files, names
 from od_finetune.errors import UserError
 from od_finetune.training.checkpointing import PREFIX
 
@@ -27,6 +27,20 @@ class BestSettings(NamedTuple):
     lower_is_better: bool = False
     patience: int = 0  # stop after so many evaluations without improvement; 0: never
     min_delta: float = 0.0  # an improvement smaller than this does not count for patience
+
+
+def check_metric(metric: str, known: Collection[str]) -> None:
+    """Refuses a metric that an evaluation does not give.
+
+    Raises:
+      UserError: lists the nearest names.
+    """
+    if metric not in known:
+        near = names.nearest(metric, sorted(known)) or sorted(known)
+        raise UserError(
+            f"eval_config.best_metric is {metric!r}, which the evaluation does not give. The nearest of what it gives: "
+            f"{', '.join(near)}."
+        )
 
 
 class Best:
@@ -53,6 +67,15 @@ class Best:
         patience = self.settings.patience
         return bool(patience) and self.record["evaluations_without_improvement"] >= patience
 
+    def start_anew(self) -> bool:
+        """Forgets the best of another run in this directory; whether there was one.
+
+        Its files stay until there is a new best to take their place.
+        """
+        found = self.value is not None
+        self.record = self._fresh()
+        return found
+
     def update(self, results: Mapping[str, float], step: int) -> bool:
         """Takes in an evaluation; True if it is the best so far, and then its checkpoint is written.
 
@@ -60,10 +83,7 @@ class Best:
           UserError: the metric is not among the results.
         """
         metric = self.settings.metric
-        if metric not in results:
-            raise UserError(
-                f"eval_config.best_metric is {metric!r}, but the evaluation gives: {', '.join(sorted(results))}."
-            )
+        check_metric(metric, results)
         value = float(results[metric])
         if not math.isfinite(value):
             logger.warning("%s is %s at step %d: it can't be the best.", metric, value, step)
@@ -93,15 +113,17 @@ class Best:
         self.record = record
 
     def _read(self) -> dict[str, Any]:
-        fresh = {"metric": self.settings.metric, "evaluations_without_improvement": 0}
         path = self.directory / RECORD
         if not path.exists():
-            return fresh
+            return self._fresh()
         record = json.loads(path.read_text(encoding="utf-8"))
         if record.get("metric") != self.settings.metric:
             logger.warning("%s is about %s, not %s: starting anew.", path, record.get("metric"), self.settings.metric)
-            return fresh
+            return self._fresh()
         return record
+
+    def _fresh(self) -> dict[str, Any]:
+        return {"metric": self.settings.metric, "evaluations_without_improvement": 0}
 
     def _point_to(self, path: str) -> None:
         # For tf.train.latest_checkpoint; Checkpoint.write leaves this file alone.

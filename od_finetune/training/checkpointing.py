@@ -13,14 +13,13 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from od_finetune import names
-from od_finetune.errors import UserError
+from od_finetune import names, object_keys
+from od_finetune.errors import UserError, first_line
 from od_finetune.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
 PREFIX = "ckpt"
-_VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 # TensorFlow's checkpoint reader reports a data file that is too short as IndexError.
 _UNREADABLE = (tf.errors.OpError, IndexError)
 _NUMBER = re.compile(rf"{PREFIX}-(\d+)\.index$")
@@ -89,8 +88,8 @@ class Checkpoints:
             try:
                 self._restore(path)
             except _UNREADABLE as error:
-                failures.append(f"{path}: {_first_line(error)}")
-                logger.warning("Checkpoint %s can't be read (%s); trying the one before.", path, _first_line(error))
+                failures.append(f"{path}: {first_line(error)}")
+                logger.warning("Checkpoint %s can't be read (%s); trying the one before.", path, first_line(error))
                 continue
             self.latest = path
             self._saved_step = int(self.trainer.global_step)
@@ -104,7 +103,7 @@ class Checkpoints:
 
     def _restore(self, path: str) -> None:
         shapes = tf.train.load_checkpoint(path).get_variable_to_shape_map()
-        _check_same_model(path, _stored(shapes, "model"), self.trainer.detector.named_variables())
+        _check_same_model(path, shapes, self.trainer.detector.named_variables())
         self.checkpoint.restore(path).expect_partial()
         self._start_missing_state(path, shapes)
 
@@ -112,7 +111,7 @@ class Checkpoints:
         """Says which optimiser state the checkpoint lacks (freezing or optimiser changed), starts new averages."""
         trainer = self.trainer
         slots = [
-            f"model/{_escape(name)}/.OPTIMIZER_SLOT/optimizer/{slot}{_VALUE}"
+            object_keys.slot_key(name, slot)
             for name in trainer.trained
             for slot in trainer.optimizer.get_slot_names()
         ]
@@ -123,64 +122,14 @@ class Checkpoints:
                 "anew.", path, missing, len(slots)
             )
         if trainer.moving_average is not None:
-            averaged = _stored(shapes, "moving_average")
+            averaged = object_keys.named(shapes, object_keys.MOVING_AVERAGE)
             trainer.moving_average.reset(name for name in trainer.trained if name not in averaged)
 
 
-def load_weights(path: str, variables: Mapping[str, tf.Variable], use_moving_averages: bool = False) -> int:
-    """Assigns the weights of a run's checkpoint to a detector's variables; returns the checkpoint's step.
-
-    Args:
-      path: as `candidates` gives it.
-      variables: every variable of the detector by canonical name.
-      use_moving_averages: where the checkpoint has a variable's average, take that.
-
-    Raises:
-      UserError: the checkpoint is another model's, can't be read, or has no averages where they are asked for.
-    """
-    try:
-        shapes = tf.train.load_checkpoint(path).get_variable_to_shape_map()
-        _check_same_model(path, _stored(shapes, "model"), variables)
-        step = tf.Variable(0, dtype=tf.int64, trainable=False)
-        tf.train.Checkpoint(step=step, model=dict(variables)).restore(path).expect_partial()
-        if use_moving_averages:
-            averaged = {name: variables[name] for name in _stored(shapes, "moving_average")}
-            if not averaged:
-                raise UserError(
-                    f"{path} holds no moving averages (it was trained with optimizer.use_moving_average false); "
-                    "set eval_config.use_moving_averages to false."
-                )
-            tf.train.Checkpoint(moving_average=averaged).restore(path).expect_partial()
-    except _UNREADABLE as error:
-        raise UserError(f"Checkpoint {path} can't be read: {_first_line(error)}") from error
-    return int(step)
-
-
-def _first_line(error: Exception) -> str:
-    return (getattr(error, "message", None) or str(error)).splitlines()[0]
-
-
-def _stored(shapes: Mapping[str, list[int]], branch: str) -> dict[str, tuple[int, ...]]:
-    """Shape by canonical name of what a checkpoint holds under `model` or `moving_average`."""
-    return {
-        _unescape(key[len(branch) + 1 : -len(_VALUE)]): tuple(shape)
-        for key, shape in shapes.items()
-        if key.startswith(f"{branch}/") and key.endswith(_VALUE) and "/.OPTIMIZER_SLOT/" not in key
-    }
-
-
-def _escape(name: str) -> str:
-    # TensorFlow's escaping of "/" in an object path.
-    return name.replace(".", "..").replace("/", ".S")
-
-
-def _unescape(name: str) -> str:
-    return name.replace(".S", "/").replace("..", ".")
-
-
 def _check_same_model(
-    path: str, stored: Mapping[str, tuple[int, ...]], variables: Mapping[str, tf.Variable]
+    path: str, shapes: Mapping[str, list[int]], variables: Mapping[str, tf.Variable]
 ) -> None:
+    stored = {name: tuple(shapes[key]) for name, key in object_keys.named(shapes, object_keys.MODEL).items()}
     wanted = {name: tuple(variable.shape) for name, variable in variables.items()}
     if stored == wanted:
         return

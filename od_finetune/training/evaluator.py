@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import io
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 import orbit
 import tensorflow as tf
 
-from od_finetune import fields
+from od_finetune import fields, randomness
 from od_finetune.errors import UserError
 from od_finetune.training.trainer import Explain, input_error
+
+logger = logging.getLogger(__name__)
 
 # (batch, detections, index of the image in the batch) -> uint8 [H, W, 3]
 Draw = Callable[[fields.Batch, fields.Detections, int], np.ndarray]
@@ -78,6 +83,15 @@ class Evaluator(orbit.StandardEvaluator):
         """The first metric's main value's name; the total loss where there is no metric."""
         return self.metrics[0].primary if self.metrics else fields.TOTAL_LOSS
 
+    def result_names(self) -> list[str]:
+        """What an evaluation will give, without one: the metrics' results, and the losses that every detector has."""
+        names: list[str] = []
+        for metric in self.metrics:
+            metric.reset()
+            names += metric.result()
+        losses = [fields.LOCALIZATION_LOSS, fields.CLASSIFICATION_LOSS, fields.TOTAL_LOSS]
+        return names + (losses if self.with_losses else [])
+
     def evaluate(self, num_steps: tf.Tensor) -> orbit.runner.Output | None:
         """As orbit's; errors of the input pipeline become UserError."""
         try:
@@ -103,7 +117,8 @@ class Evaluator(orbit.StandardEvaluator):
         predictions = self.detector.predict(self.detector.normalize(batch.images), batch.true_shapes, training=False)
         losses: dict[str, tf.Tensor] = {}
         if self.with_losses:
-            losses = dict(self.detector.losses(predictions, batch.groundtruth))
+            with randomness.step_seed(tf.constant([0, 0])):  # sampled anchors: the same at every evaluation
+                losses = dict(self.detector.losses(predictions, batch.groundtruth))
             losses[fields.TOTAL_LOSS] = tf.add_n(list(losses.values()))
         return batch, self.detector.postprocess(predictions, batch.true_shapes), losses
 
@@ -136,3 +151,12 @@ class Evaluator(orbit.StandardEvaluator):
             results.update(metric.result())
         results.update({name: total / self._images for name, total in self._totals.items()})
         return results
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps orbit's and pycocotools' prints, which would tear the progress line, out of stdout."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        yield
+    logger.debug("%s", said.getvalue())

@@ -2,20 +2,26 @@
 
 Frozen means more than a zero update: the trainer does not let the gradient tape watch a frozen variable, the
 optimiser has no slot for it, it gets no weight decay and no moving average, and a batch norm layer whose scale
-and offset are frozen runs in inference mode, so that its moving statistics stay what they were.
+and offset are frozen runs in inference mode, so that its moving statistics stay what they were. (A norm that the
+model's own config has in inference mode keeps its statistics too, whether its scale and offset are trained or not.)
 """
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tensorflow as tf
+import tf_keras
 
 from od_finetune import files, names
 from od_finetune.errors import UserError
 from od_finetune.fields import Detector
+
+logger = logging.getLogger(__name__)
 
 TRAINED = "trained"
 FROZEN = "frozen"
@@ -24,6 +30,7 @@ FROZEN_STATISTICS = "frozen statistics"
 
 _STATISTIC_LEAVES = ("moving_mean", "moving_variance")
 _AFFINE_LEAVES = ("gamma", "beta")
+_DECLARED = "batch_norm { train: false } or freeze_batchnorm"  # why a norm of the model keeps its statistics
 # How far text() opens a scope in which some variables are trained and some are not.
 _DEEPEST_SCOPE = 3
 
@@ -74,11 +81,14 @@ class FreezePlan:
         variables = detector.named_variables()
         decisions = _Decisions(_selectable(variables), detector.tf2_names(), request)
         states = {name: decisions.state(name) for name in decisions.selectable}
-        frozen_norms = [scope for scope in _norm_scopes(variables) if _norm_is_frozen(scope, states)]
+        layers = detector.weighted_layers()
+        norms = {scope: _why_frozen(scope, layers[scope], states) for scope in _norm_scopes(variables)}
+        frozen_norms = {scope: why for scope, why in norms.items() if why is not None}
         rows = [_row(name, variable, states, decisions, frozen_norms) for name, variable in variables.items()]
         if not any(row.trainable for row in rows):
             raise UserError(_nothing_left(rows, request))
-        return cls(rows, frozen_norms)
+        decisions.warn_of_idle_multipliers()
+        return cls(rows, list(frozen_norms))
 
     @property
     def trainable(self) -> list[str]:
@@ -188,6 +198,14 @@ class _Decisions:
         """Its learning-rate multiplier."""
         return self._values[self._multiplier[name]] if name in self._multiplier else 1.0
 
+    def warn_of_idle_multipliers(self) -> None:
+        """Names the patterns of learning-rate multipliers that decide about no trained variable."""
+        used = {pattern for name, pattern in self._multiplier.items() if self.state(name) == TRAINED}
+        for pattern in [pattern for pattern in self._values if pattern not in used]:
+            frozen = pattern in self._multiplier.values()
+            why = "the variables it decides about are frozen" if frozen else "later patterns match the same variables"
+            logger.warning("learning_rate_multiplier { pattern: %r } has no effect: %s.", pattern, why)
+
 
 def _selectable(variables: dict[str, tf.Variable]) -> list[str]:
     """What patterns decide about: the trainable variables, and the statistics of norms that have none."""
@@ -212,19 +230,23 @@ def _is_statistic(name: str) -> bool:
     return name.rpartition("/")[2] in _STATISTIC_LEAVES
 
 
-def _norm_is_frozen(scope: str, states: dict[str, str]) -> bool:
+def _why_frozen(scope: str, layer: tf_keras.layers.Layer, states: dict[str, str]) -> str | None:
+    """Why a batch norm layer keeps its statistics ("": its scale and offset are frozen); None if it does not."""
     deciding = _affine(scope, states) or [n for n in states if n.rpartition("/")[0] == scope]
-    return all(states[name] == FROZEN for name in deciding)
+    if all(states[name] == FROZEN for name in deciding):
+        return ""
+    return _DECLARED if getattr(layer, "keeps_statistics", False) else None
 
 
 def _row(
-    name: str, variable: tf.Variable, states: dict[str, str], decisions: _Decisions, frozen_norms: Sequence[str]
+    name: str, variable: tf.Variable, states: dict[str, str], decisions: _Decisions, frozen_norms: dict[str, str]
 ) -> Row:
     size = variable.shape.num_elements()
     scope = name.rpartition("/")[0]
     if _is_statistic(name):
         state = FROZEN_STATISTICS if scope in frozen_norms else STATISTICS
-        return Row(name, state, decisions.reason(name) if name in states else "", 0.0, size)
+        reason = decisions.reason(name) if name in states else ""
+        return Row(name, state, frozen_norms.get(scope) or reason, 0.0, size)
     if name not in states:  # the model itself declares it not trainable
         return Row(name, FROZEN, "not trainable in this model", 0.0, size)
     multiplier = decisions.multiplier(name) if states[name] == TRAINED else 0.0
@@ -245,11 +267,24 @@ def _scopes(rows: Sequence[Row], depth: int = 1) -> list[tuple[str, list[Row]]]:
     for row in rows:
         groups.setdefault("/".join(row.name.split("/")[:-1][:depth]), []).append(row)
     scopes: list[tuple[str, list[Row]]] = []
+    run: tuple[str, set[tuple[bool, float, str]]] | None = None  # first scope and treatment of the line before
     for scope, members in groups.items():
         treatments = {(row.trainable, row.multiplier, row.pattern) for row in members if not _is_statistic(row.name)}
-        deeper = _scopes(members, depth + 1) if len(treatments) > 1 and depth < _DEEPEST_SCOPE else []
-        scopes += deeper or [(scope, members)]
+        if len(treatments) > 1 and depth < _DEEPEST_SCOPE:
+            scopes += _scopes(members, depth + 1)
+            run = None
+        elif run is not None and run[1] == treatments and _family(run[0]) == _family(scope):
+            scopes[-1] = (f"{run[0]} .. {scope.rpartition('/')[2]}", scopes[-1][1] + members)
+        else:
+            scopes.append((scope, members))
+            run = scope, treatments
     return scopes
+
+
+def _family(scope: str) -> str:
+    """What numbered siblings share: `a/Conv2d_1_depthwise` -> `a/Conv`."""
+    parent, _, own = scope.rpartition("/")
+    return f"{parent}/{re.match('[A-Za-z]*', own)[0]}"
 
 
 def _scope_line(scope: str, rows: Sequence[Row]) -> tuple[str, ...]:

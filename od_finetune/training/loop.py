@@ -1,16 +1,11 @@
-"""The outer loop: train, save, evaluate, keep the best, stop; and evaluation of checkpoints as they appear."""
+"""The outer loop: train, save, evaluate, keep the best, stop."""
 
 from __future__ import annotations
 
 import contextlib
-import io
-import logging
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import NamedTuple
 
 import orbit
@@ -18,14 +13,13 @@ import tensorflow as tf
 
 from od_finetune import fields
 from od_finetune.errors import UserError
-from od_finetune.training import checkpointing
-from od_finetune.training.best import Best, BestSettings
+from od_finetune.training.best import Best, BestSettings, check_metric
 from od_finetune.training.checkpointing import Checkpoints
-from od_finetune.training.evaluator import Evaluator, Interrupted
+from od_finetune.training.evaluator import Evaluator, Interrupted, quiet
+from od_finetune.training.history import History
 from od_finetune.training.progress import Progress
+from od_finetune.training.stopping import StopRequest
 from od_finetune.training.trainer import NotFiniteError, Trainer
-
-logger = logging.getLogger(__name__)
 
 # Python handles a signal only between calls of the traced loop, so a call should not take much longer than this.
 _SECONDS_PER_CALL = 2.0
@@ -60,50 +54,30 @@ class Outcome(NamedTuple):
     checkpoint: str
 
 
-class StopRequest:
-    """Within it, SIGTERM and SIGINT ask for a stop instead of killing; a second SIGINT interrupts at once."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._before: dict[int, object] = {}
-
-    def __bool__(self) -> bool:
-        return self.signal is not None
-
-    def __enter__(self) -> StopRequest:
-        # Python allows handlers in the main thread only; elsewhere the host program keeps its own.
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, _: FrameType | None) -> None:
-        if self.signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.signal = number
-
-
 class _EndOfData(Exception):
     """Leaves orbit's controller, which would call an exhausted trainer for ever."""
 
 
 class _Scalars(orbit.utils.SummaryManager):
-    """Writes at log intervals only, where orbit would write after every call of the trainer."""
+    """Writes at log intervals only, where orbit would write after every call of the trainer.
 
-    logging_now = False
+    Attributes:
+      rates: of the interval that ends now, None where none does. They leave evaluating and saving out, unlike
+        orbit's own steps_per_second, whose place they take.
+    """
+
+    rates: dict[str, float] | None = None
 
     def write_summaries(self, summary_dict: dict[str, object]) -> None:
-        if self.logging_now:
-            super().write_summaries(summary_dict)
+        if self.rates is not None:
+            super().write_summaries({**summary_dict, **self.rates})
 
 
 class TrainingLoop:
     """Trains in `model_dir` until done, continuing from the newest checkpoint there.
 
-    Scalars go to `model_dir/train` and `model_dir/eval`, the best checkpoint to `model_dir/best`.
+    Scalars go to `model_dir/train` and `model_dir/eval`, the best checkpoint to `model_dir/best`, the results of each
+    evaluation to `model_dir/eval/results.jsonl`.
     """
 
     def __init__(
@@ -120,6 +94,9 @@ class TrainingLoop:
         make_dataset: number of batches to skip -> the training dataset from there on; called once, with the
           step that training starts at.
         best: how the best checkpoint is chosen; needs an evaluator.
+
+        Raises:
+          UserError: the evaluator gives no such metric, or averages are to be evaluated that the trainer lacks.
         """
         if settings.evaluate_averages and trainer.moving_average is None:
             raise UserError("Averages are to be evaluated, but optimizer.use_moving_average is false.")
@@ -133,6 +110,7 @@ class TrainingLoop:
         )
         self.best = None
         if evaluator is not None and best is not None:
+            check_metric(best.metric, evaluator.result_names())
             self.best = Best(self.model_dir / "best", self.checkpoints.checkpoint, best)
         self.progress = progress or Progress(settings.num_steps, settings.batch_size)
         self.stop = StopRequest()
@@ -141,6 +119,7 @@ class TrainingLoop:
             str(self.model_dir / name) if settings.summaries else None for name in ("train", "eval")
         )
         self._scalars = _Scalars(train_dir, tf.summary.scalar, trainer.global_step)
+        self._history = History(self.model_dir / "eval" / "results.jsonl")
         self._results: dict[str, float] = {}
         self._evaluated_step: int | None = None
         if evaluator is not None:
@@ -162,6 +141,9 @@ class TrainingLoop:
         restored = self.checkpoints.restore()
         if restored:
             self.progress.note(f"Continuing from {restored} at step {self.step}.")
+        elif self.best is not None and self.best.start_anew():
+            self.progress.note(f"{self.best.directory} is of another run: the best starts anew.")
+        self._recall()
         self.trainer.train_dataset = self._make_dataset(self.step)
         controller = self._controller()
         self.progress.start(self.step)
@@ -172,10 +154,20 @@ class TrainingLoop:
                 good = self.checkpoints.latest or "none was written yet"
                 raise NotFiniteError(f"{error} The last good checkpoint: {good}.") from None
             except UserError:
-                self.checkpoints.save()
+                if self.step:  # a checkpoint of step 0 would keep the next run from restoring what the config says
+                    self.checkpoints.save()
                 raise
-        exit_code = 128 + self.stop.signal if self.stop.signal is not None else 0
-        return Outcome(self.step, reason, exit_code, self._results, self.checkpoints.save())
+        return Outcome(self.step, reason, self.stop.exit_code, self._results, self.checkpoints.save())
+
+    def _recall(self) -> None:
+        """Takes up what is known of the evaluation of the step at which the run goes on."""
+        if self.evaluator is None:
+            return
+        self._history.begin(self.step)
+        results = self._history.read().get(self.step, {})
+        if self.evaluator.primary in results and (self.best is None or self.best.settings.metric in results):
+            self._results = results
+            self._evaluated_step = self.step
 
     def _controller(self) -> orbit.Controller:
         return orbit.Controller(
@@ -190,9 +182,14 @@ class TrainingLoop:
 
     def _train(self, controller: orbit.Controller) -> str:
         reason = COMPLETED
+        if self.step and self._due()[1] and self._evaluated_step != self.step:  # stopped in this evaluation
+            self._evaluate(controller)
+            if self._gave_up():
+                return EARLY_STOPPING
+            self.progress.start(self.step)
         while not self.stop and not self._complete():
             try:
-                with _quiet():
+                with quiet():
                     controller.train(self._next_stop(), checkpoint_at_completion=False)
             except _EndOfData:
                 reason = END_OF_DATA
@@ -200,8 +197,7 @@ class TrainingLoop:
             started = time.perf_counter()
             self._save_and_evaluate(controller)
             self.progress.pause(time.perf_counter() - started)
-            if self.best is not None and self.best.out_of_patience:
-                self.progress.note(f"{self.best.settings.metric} stopped improving: stopping at step {self.step}.")
+            if self._gave_up():
                 return EARLY_STOPPING
         self.checkpoints.save()
         if not self.stop and self._evaluated_step != self.step:
@@ -210,6 +206,12 @@ class TrainingLoop:
             self.progress.note(f"Stopped by signal {self.stop.signal}; saved {self.checkpoints.latest}.")
             return SIGNALLED
         return reason
+
+    def _gave_up(self) -> bool:
+        if self.best is None or not self.best.out_of_patience:
+            return False
+        self.progress.note(f"{self.best.settings.metric} stopped improving: stopping at step {self.step}.")
+        return True
 
     def _complete(self) -> bool:
         return bool(self.settings.num_steps) and self.step >= self.settings.num_steps
@@ -232,20 +234,25 @@ class TrainingLoop:
         if fields.TOTAL_LOSS in output:
             values = {"loss": float(output[fields.TOTAL_LOSS]), "lr": float(output["learning_rate"])}
             self.progress.show(step, values, last=due)
-        self._scalars.logging_now = due
+        self._scalars.rates = None
         if due:
-            output["images_per_second"] = self.progress.steps_per_second(step) * self.settings.batch_size
+            rate = self.progress.steps_per_second(step)
+            self._scalars.rates = {"steps_per_second": rate, "images_per_second": rate * self.settings.batch_size}
             self.trainer.reset_means()
             self.progress.start(step)
         if self.trainer.exhausted:
             self.progress.note(f"The training data ended at step {step}.")
             raise _EndOfData
 
-    def _save_and_evaluate(self, controller: orbit.Controller) -> None:
+    def _due(self) -> tuple[bool, bool]:
+        """Whether to save and whether to evaluate at the present step."""
         step, settings = self.step, self.settings
         save = bool(settings.checkpoint_every) and step % settings.checkpoint_every == 0
         save = save or self._complete()
-        evaluate = step % settings.evaluate_every == 0 if settings.evaluate_every else save
+        return save, step % settings.evaluate_every == 0 if settings.evaluate_every else save
+
+    def _save_and_evaluate(self, controller: orbit.Controller) -> None:
+        save, evaluate = self._due()
         if save or evaluate:  # what is evaluated is saved first, so that a stop during evaluation loses nothing
             self.checkpoints.save()
         if evaluate and not self.stop:
@@ -256,77 +263,15 @@ class TrainingLoop:
             return
         averages = self.trainer.moving_average if self.settings.evaluate_averages else None
         try:
-            with _quiet(), averages.applied() if averages is not None else contextlib.nullcontext():
+            with quiet(), averages.applied() if averages is not None else contextlib.nullcontext():
                 results = controller.evaluate()
         except Interrupted:
             return
         self._results = {name: float(value) for name, value in results.items()}
         self._evaluated_step = self.step
-        primary = self.evaluator.primary
-        self.progress.note(f"Evaluation at step {self.step}: {primary} {self._results[primary]:.4f}")
+        shown = dict.fromkeys((self.evaluator.primary, fields.TOTAL_LOSS))
+        values = ", ".join(f"{name} {self._results[name]:.4f}" for name in shown if name in self._results)
+        self.progress.note(f"Evaluation at step {self.step}: {values}")
         if self.best is not None and self.best.update(self._results, self.step):
             self.progress.note(f"Best {self.best.settings.metric} so far; kept in {self.best.directory}.")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps orbit's and pycocotools' prints, which would tear the progress line, out of stdout."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        yield
-    logger.debug("%s", said.getvalue())
-
-
-def evaluate_checkpoints(
-    evaluator: Evaluator,
-    checkpoint_dir: str | Path,
-    summary_dir: str | Path,
-    use_moving_averages: bool = False,
-    run_once: bool = False,
-    timeout: float | None = None,
-    interval: float = 0.0,
-    last_step: int = 0,
-    on_results: Callable[[int, dict[str, float]], None] | None = None,
-) -> dict[str, float]:
-    """Evaluates a run's checkpoints, without training: the newest once, or each new one as it appears.
-
-    Args:
-      checkpoint_dir: where a run writes its checkpoints.
-      summary_dir: for TensorBoard.
-      run_once: evaluate the newest checkpoint and return.
-      timeout: seconds to wait for a further checkpoint before returning; None waits for ever.
-      interval: least seconds between two evaluations.
-      last_step: return once a checkpoint of this step was evaluated; 0: never for this reason.
-      on_results: called with step and results of each evaluation.
-
-    Returns:
-      The last evaluation's results.
-
-    Raises:
-      UserError: there is no checkpoint (within `timeout`), or it is another model's.
-    """
-    step = tf.Variable(0, dtype=tf.int64, trainable=False)
-    controller = orbit.Controller(global_step=step, evaluator=evaluator, eval_summary_dir=str(summary_dir))
-    results: dict[str, float] | None = None
-    for path in _newest_once(checkpoint_dir) if run_once else _appearing(checkpoint_dir, timeout, interval):
-        step.assign(checkpointing.load_weights(path, evaluator.detector.named_variables(), use_moving_averages))
-        with _quiet():
-            results = {name: float(value) for name, value in controller.evaluate().items()}
-        if on_results is not None:
-            on_results(int(step), results)
-        if last_step and int(step) >= last_step:
-            break
-    if results is None:
-        raise UserError(
-            f"There is no checkpoint in {checkpoint_dir} (looked for {checkpointing.PREFIX}-*.index); "
-            "train first, or name the model_dir of a run."
-        )
-    return results
-
-
-def _newest_once(directory: str | Path) -> list[str]:
-    return checkpointing.candidates(directory)[:1]
-
-
-def _appearing(directory: str | Path, timeout: float | None, interval: float) -> Iterator[str]:
-    yield from tf.train.checkpoints_iterator(str(directory), min_interval_secs=interval, timeout=timeout)
+        self._history.add(self.step, self._results)  # last: what it holds is not evaluated again

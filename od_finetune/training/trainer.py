@@ -9,7 +9,7 @@ from typing import NamedTuple
 import orbit
 import tensorflow as tf
 
-from od_finetune import fields
+from od_finetune import fields, randomness
 from od_finetune.errors import UserError
 from od_finetune.training.freeze import FreezePlan
 from od_finetune.training.optimizers import MovingAverage, Optimizer
@@ -40,6 +40,7 @@ class TrainerSettings(NamedTuple):
     clip_norm: float = 0.0  # largest global norm of the gradient; 0: no clipping
     bias_multiplier: float = 0.0  # factor on the gradients of biases; 0: none
     regularize: bool = True  # add the weight decay of trained variables to the loss
+    seed: int = 0  # of what is random within the model and its losses, together with the step
 
 
 class Trainer(orbit.StandardTrainer):
@@ -118,7 +119,8 @@ class Trainer(orbit.StandardTrainer):
     def train_step(self, iterator: tf.data.Iterator) -> None:
         """One update from the iterator's next batch."""
         batch = next(iterator)
-        losses, gradients = self.gradients(batch)
+        with randomness.step_seed(tf.stack([tf.constant(self.settings.seed, tf.int64), self.global_step])):
+            losses, gradients = self.gradients(batch)
         if self.settings.bias_multiplier:
             for name in gradients:
                 if name.endswith("/biases"):
@@ -152,7 +154,9 @@ class Trainer(orbit.StandardTrainer):
         """Runs `num_steps` steps (int32 scalar tensor), fewer where the dataset ends (see `exhausted`).
 
         Raises:
-          NotFiniteError: loss or gradient is NaN or infinite; the weights are those before that step.
+          NotFiniteError: loss or gradient is NaN or infinite. The trained variables are those before that step, but
+            the moving statistics of batch norms have taken its batch in, and may be NaN with it: go on from a
+            checkpoint.
           UserError: the input pipeline failed; carries its message.
         """
         try:

@@ -67,11 +67,11 @@ def test_settings_take_the_configs_fields_and_its_defaults():
     config = parse(
         """num_steps: 7 batch_size: 3 checkpoint_every_n_steps: 2 max_checkpoints_to_keep: 4 log_every_n_steps: 6
         keep_checkpoint_every_n_hours: 0.5 gradient_clipping_by_norm: 10 bias_grad_multiplier: 2
-        add_regularization_loss: false optimizer { moving_average_decay: 0.5 }"""
+        add_regularization_loss: false seed: 8 optimizer { moving_average_decay: 0.5 }"""
     )
     evaluation = eval_pb2.EvalConfig(eval_every_n_steps=9, use_moving_averages=True)
-    assert tuple(training.loop_settings(config, evaluation)) == (7, 3, 2, 4, 0.5, 6, 9, True)
-    assert tuple(training.trainer_settings(config)) == (10.0, 2.0, False)
+    assert tuple(training.loop_settings(config, evaluation)) == (7, 3, 2, 4, 0.5, 6, 9, True, True)
+    assert tuple(training.trainer_settings(config)) == (10.0, 2.0, False, 8)
     assert training.moving_average_decay(config.optimizer) == 0.5
     config.optimizer.use_moving_average = False
     assert training.moving_average_decay(config.optimizer) is None
@@ -85,3 +85,6 @@ def test_best_settings():
         best_metric="Loss/total_loss", best_metric_is_loss=True, early_stopping_patience=3, early_stopping_min_delta=0.5
     )
     assert training.best_settings(config, "mAP") == ("Loss/total_loss", True, 3, 0.5)
+    by_name = eval_pb2.EvalConfig(best_metric="Loss/total_loss")
+    assert training.best_settings(by_name, "mAP").lower_is_better
+    assert training.best_settings(eval_pb2.EvalConfig(), "Loss/total_loss").lower_is_better

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable
 
 import numpy as np
@@ -11,6 +12,11 @@ import tensorflow as tf
 import tf_keras
 
 from od_finetune import fields
+from od_finetune.training import optimizers, schedules
+from od_finetune.training.freeze import FreezePlan, FreezeRequest
+from od_finetune.training.loop import TrainingLoop
+from od_finetune.training.progress import Progress
+from od_finetune.training.trainer import Trainer
 
 SIZE, CLASSES, BOXES, ANCHORS = 8, 2, 3, 16
 LEAVES = {"kernel": "weights", "depthwise_kernel": "depthwise_weights", "bias": "biases"}
@@ -169,3 +175,85 @@ def dataset() -> Callable[..., tf.data.Dataset]:
 def hashes() -> Callable[[object], dict[str, str]]:
     """Detector -> hash of each variable's bits by name."""
     return lambda detector: {name: hash_of(v) for name, v in detector.named_variables().items()}
+
+
+class Scripted:
+    """A metric that gives the next of some values at each evaluation."""
+
+    primary = "score"
+
+    def __init__(self, values) -> None:
+        self.values = iter(values)
+        self.seen = False
+
+    def reset(self) -> None:
+        self.seen = False
+
+    def update(self, batch, detections) -> None:
+        self.seen = True
+
+    def result(self) -> dict[str, float]:
+        return {"score": next(self.values) if self.seen else -1.0}
+
+
+@pytest.fixture
+def scripted() -> type[Scripted]:
+    """`Scripted`."""
+    return Scripted
+
+
+OPTIMIZERS = {
+    "momentum": lambda: optimizers.Momentum(schedules.cosine_decay(0.05, 10, 0.01, 2)),
+    "adam": lambda: optimizers.Adam(schedules.cosine_decay(0.05, 10, 0.01, 2)),
+    "rms_prop": lambda: optimizers.RmsProp(schedules.cosine_decay(0.05, 10, 0.01, 2)),
+}
+
+
+@pytest.fixture
+def start(fake_detector, dataset, tmp_path) -> Callable[..., TrainingLoop]:
+    """Makes a loop over a fresh detector in the test's model_dir."""
+
+    def make(settings, optimizer="momentum", make_dataset=None, evaluator=None, model_dir=None, freeze=(), **kw):
+        detector = fake_detector()
+        plan = FreezePlan.compute(detector, FreezeRequest(freeze=freeze))
+        trainer = Trainer(detector, plan, OPTIMIZERS[optimizer](), moving_average_decay=0.9)
+        made = evaluator(detector) if evaluator else None
+        stream = io.StringIO()
+        kw["progress"] = Progress(settings.num_steps, settings.batch_size, stream)
+        make_dataset = make_dataset or (lambda skip: dataset(skip=skip))
+        loop = TrainingLoop(trainer, model_dir or tmp_path / "run", settings, make_dataset, made, **kw)
+        loop.said = stream.getvalue
+        return loop
+
+    return make
+
+
+@pytest.fixture
+def state_of() -> Callable[[Trainer], dict[str, np.ndarray]]:
+    """Everything that a step changes, by name."""
+
+    def state(trainer: Trainer) -> dict[str, np.ndarray]:
+        found = {name: v.numpy() for name, v in trainer.detector.named_variables().items()}
+        averages = trainer.moving_average.shadows if trainer.moving_average is not None else {}
+        found |= {f"average/{name}": v.numpy() for name, v in averages.items()}
+        for name, variable in trainer.trained.items():
+            for slot in trainer.optimizer.get_slot_names():
+                found[f"{slot}/{name}"] = trainer.optimizer.get_slot(variable, slot).numpy()
+        return found | {"step": trainer.global_step.numpy()}
+
+    return state
+
+
+@pytest.fixture
+def scalars() -> Callable[..., dict[str, dict[int, float]]]:
+    """Directory of event files -> values by step of each tag."""
+
+    def read(directory) -> dict[str, dict[int, float]]:
+        values: dict[str, dict[int, float]] = {}
+        for path in sorted(directory.glob("events*")):
+            for event in tf.compat.v1.train.summary_iterator(str(path)):
+                for value in event.summary.value:
+                    values.setdefault(value.tag, {})[event.step] = float(tf.make_ndarray(value.tensor))
+        return values
+
+    return read

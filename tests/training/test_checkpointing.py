@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from od_finetune.errors import UserError
+from od_finetune.config.export import load_trained
+from od_finetune.errors import UnreadableError, UserError
 from od_finetune.training import checkpointing, optimizers, schedules
 from od_finetune.training.checkpointing import Checkpoints
 from od_finetune.training.freeze import FreezePlan, FreezeRequest
@@ -93,12 +94,10 @@ def test_nothing_readable_is_an_error_and_nothing_at_all_is_a_start(fake_detecto
 def test_another_models_checkpoint_is_refused(fake_detector, saved):
     detector = fake_detector()
     detector._layers["BoxPredictor_0/ClassPrediktor"] = detector._layers.pop("BoxPredictor_0/ClassPredictor")
-    for restore in (
-        lambda: Checkpoints(make_trainer(detector), saved).restore(),
-        lambda: checkpointing.load_weights(str(saved / "ckpt-6"), detector.named_variables()),
-    ):
-        with pytest.raises(UserError, match="another config: 4 variables differ.*ClassPrediktor/biases is missing"):
-            restore()
+    with pytest.raises(UserError, match="another config: 4 variables differ.*ClassPrediktor/biases is missing"):
+        Checkpoints(make_trainer(detector), saved).restore()
+    with pytest.raises(UserError, match="ClassPrediktor/biases"):
+        load_trained(detector, saved / "ckpt-6")
 
 
 def test_other_freezing_starts_the_missing_state_anew(fake_detector, saved):
@@ -112,9 +111,9 @@ def test_other_freezing_starts_the_missing_state_anew(fake_detector, saved):
 def test_loads_weights_or_their_averages(fake_detector, saved):
     detector = fake_detector(1)
     path = checkpointing.candidates(saved)[0]
-    assert checkpointing.load_weights(path, detector.named_variables()) == 6
+    assert load_trained(detector, path) == 6
     assert bias(detector) == 6.0
-    checkpointing.load_weights(path, detector.named_variables(), use_moving_averages=True)
+    assert load_trained(detector, path, use_moving_averages=True) == 6
     assert bias(detector) == 0.25 * 3 + 0.5 * 6
 
 
@@ -122,9 +121,33 @@ def test_missing_averages_and_missing_files_are_errors(fake_detector, tmp_path):
     trainer = make_trainer(fake_detector(), average=None)
     path = Checkpoints(trainer, tmp_path).save()
     with pytest.raises(UserError, match="no moving averages"):
-        checkpointing.load_weights(path, trainer.detector.named_variables(), use_moving_averages=True)
-    with pytest.raises(UserError, match="can't be read"):
-        checkpointing.load_weights(str(tmp_path / "ckpt-9"), trainer.detector.named_variables())
+        load_trained(trainer.detector, path, use_moving_averages=True)
+    with pytest.raises(UnreadableError, match="ckpt-9: no checkpoint lies there"):
+        load_trained(trainer.detector, tmp_path / "ckpt-9")
+
+
+@pytest.mark.parametrize("damage", [cut_data, cut_index, no_index, no_data])
+def test_damage_is_told_from_another_model_and_leaves_the_detector_alone(fake_detector, saved, damage, hashes):
+    damage(saved)
+    detector = fake_detector(1)
+    before = hashes(detector)
+    with pytest.raises(UnreadableError, match="ckpt-6"):
+        load_trained(detector, saved / "ckpt-6")
+    assert hashes(detector) == before
+
+
+def test_names_with_dots_are_resumed(fake_detector, tmp_path):
+    """TensorFlow escapes a dot in an object's path, too."""
+    def dotted(seed):
+        detector = fake_detector(seed)
+        detector._layers["BoxPredictor_0/x.Scale"] = detector._layers.pop("BoxPredictor_0/ClassPredictor")
+        return detector
+
+    Checkpoints(make_trainer(dotted(0)), tmp_path).save()
+    trainer = make_trainer(dotted(1))
+    assert Checkpoints(trainer, tmp_path).restore() == str(tmp_path / "ckpt-0")
+    wanted = dotted(0).named_variables()["BoxPredictor_0/x.Scale/weights"]
+    np.testing.assert_array_equal(trainer.detector.named_variables()["BoxPredictor_0/x.Scale/weights"], wanted)
 
 
 def test_keeps_as_many_as_asked_and_saves_a_step_once(fake_detector, tmp_path):

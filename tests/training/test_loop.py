@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
@@ -11,69 +10,16 @@ import tensorflow as tf
 
 from od_finetune import fields
 from od_finetune.errors import UserError
-from od_finetune.training import loop, optimizers, schedules
+from od_finetune.training import loop
 from od_finetune.training.best import BestSettings
 from od_finetune.training.evaluator import Evaluator
-from od_finetune.training.freeze import FreezePlan, FreezeRequest
-from od_finetune.training.loop import LoopSettings, TrainingLoop, evaluate_checkpoints
-from od_finetune.training.progress import Progress
-from od_finetune.training.trainer import NotFiniteError, Trainer
-
-KINDS = {
-    "momentum": lambda: optimizers.Momentum(schedules.cosine_decay(0.05, 10, 0.01, 2)),
-    "adam": lambda: optimizers.Adam(schedules.cosine_decay(0.05, 10, 0.01, 2)),
-    "rms_prop": lambda: optimizers.RmsProp(schedules.cosine_decay(0.05, 10, 0.01, 2)),
-}
+from od_finetune.training.loop import LoopSettings
+from od_finetune.training.stopping import StopRequest
+from od_finetune.training.trainer import NotFiniteError
 
 
-class Scripted:
-    """A metric that gives the next of some values at each evaluation."""
-
-    primary = "score"
-
-    def __init__(self, values):
-        self.values = iter(values)
-
-    def reset(self):
-        pass
-
-    def update(self, batch, detections):
-        pass
-
-    def result(self):
-        return {"score": next(self.values)}
-
-
-@pytest.fixture
-def start(fake_detector, dataset, tmp_path):
-    """Makes a loop over a fresh detector in the test's model_dir."""
-
-    def make(settings, optimizer="momentum", make_dataset=None, evaluator=None, model_dir=None, freeze=(), **kw):
-        detector = fake_detector()
-        plan = FreezePlan.compute(detector, FreezeRequest(freeze=freeze))
-        trainer = Trainer(detector, plan, KINDS[optimizer](), moving_average_decay=0.9)
-        made = evaluator(detector) if evaluator else None
-        stream = io.StringIO()
-        kw["progress"] = Progress(settings.num_steps, settings.batch_size, stream)
-        make_dataset = make_dataset or (lambda skip: dataset(skip=skip))
-        loop_ = TrainingLoop(trainer, model_dir or tmp_path / "run", settings, make_dataset, made, **kw)
-        loop_.said = stream.getvalue
-        return loop_
-
-    return make
-
-
-def state_of(trainer) -> dict[str, np.ndarray]:
-    state = {name: v.numpy() for name, v in trainer.detector.named_variables().items()}
-    state |= {f"average/{name}": v.numpy() for name, v in trainer.moving_average.shadows.items()}
-    for name, variable in trainer.trained.items():
-        for slot in trainer.optimizer.get_slot_names():
-            state[f"{slot}/{name}"] = trainer.optimizer.get_slot(variable, slot).numpy()
-    return state | {"step": trainer.global_step.numpy()}
-
-
-@pytest.mark.parametrize("optimizer", KINDS)
-def test_six_steps_are_three_and_a_resume_and_three_to_the_bit(start, tmp_path, optimizer):
+@pytest.mark.parametrize("optimizer", ["momentum", "adam", "rms_prop"])
+def test_six_steps_are_three_and_a_resume_and_three_to_the_bit(start, state_of, tmp_path, optimizer):
     straight = start(LoopSettings(6), optimizer, model_dir=tmp_path / "straight", freeze=("Conv_0",))
     straight.run()
     start(LoopSettings(3), optimizer, model_dir=tmp_path / "parts", freeze=("Conv_0",)).run()
@@ -111,16 +57,16 @@ def test_a_signal_saves_and_stops(start, dataset, tmp_path, number, code):
 
 
 def test_a_second_interrupt_does_not_wait():
-    with pytest.raises(KeyboardInterrupt), loop.StopRequest():
+    with pytest.raises(KeyboardInterrupt), StopRequest():
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_saves_evaluates_and_keeps_the_best_at_its_intervals(start, dataset, tmp_path):
+def test_saves_evaluates_and_keeps_the_best_at_its_intervals(start, scripted, scalars, dataset, tmp_path):
     evaluated = start(
-        LoopSettings(7, checkpoint_every=3, evaluate_every=2, log_every=2, keep_checkpoints=0),
+        LoopSettings(7, batch_size=2, checkpoint_every=3, evaluate_every=2, log_every=2, keep_checkpoints=0),
         evaluator=lambda detector: Evaluator(
-            detector, dataset(2, endless=False), [Scripted([0.1, 0.4, 0.3, 0.2])]
+            detector, dataset(2, endless=False), [scripted([0.1, 0.4, 0.3, 0.2])]
         ),
         best=BestSettings("score"),
     )
@@ -131,28 +77,23 @@ def test_saves_evaluates_and_keeps_the_best_at_its_intervals(start, dataset, tmp
     assert outcome.results["score"] == 0.2 and fields.TOTAL_LOSS in outcome.results
     record = json.loads((run / "best" / "best.json").read_text())
     assert (record["step"], record["value"]) == (4, 0.4)
-    scalars = read_scalars(run / "train")
-    assert set(scalars) == {
+    train = scalars(run / "train")
+    assert set(train) == {
         "Loss/localization_loss", "Loss/classification_loss", "Loss/regularization_loss", "Loss/total_loss",
         "learning_rate", "steps_per_second", "images_per_second",
     }
-    assert scalars["Loss/total_loss"] == [2, 4, 6, 7]
-    assert read_scalars(run / "eval")["score"] == [2, 4, 6, 7]
+    assert list(train["Loss/total_loss"]) == [2, 4, 6, 7]
+    for step, rate in train["steps_per_second"].items():  # orbit's own would be another clock's
+        assert train["images_per_second"][step] == pytest.approx(rate * evaluated.settings.batch_size)
+    written = [json.loads(line) for line in (run / "eval" / "results.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["score"]) for row in written] == [(2, 0.1), (4, 0.4), (6, 0.3), (7, 0.2)]
+    assert all(fields.TOTAL_LOSS in row for row in written)
+    assert list(scalars(run / "eval")["score"]) == [2, 4, 6, 7]
 
 
-def read_scalars(directory) -> dict[str, list[int]]:
-    """Steps at which each tag was written."""
-    steps: dict[str, list[int]] = {}
-    for path in sorted(directory.iterdir()):
-        for event in tf.compat.v1.train.summary_iterator(str(path)):
-            for value in event.summary.value:
-                steps.setdefault(value.tag, []).append(event.step)
-    return steps
-
-
-def test_early_stopping_counts_through_a_resume(start, dataset):
+def test_early_stopping_counts_through_a_resume(start, scripted, dataset):
     def evaluator(values):
-        return lambda detector: Evaluator(detector, dataset(1, endless=False), [Scripted(values)])
+        return lambda detector: Evaluator(detector, dataset(1, endless=False), [scripted(values)])
 
     best = BestSettings("score", patience=2)
     settings = LoopSettings(4, checkpoint_every=2)
@@ -161,11 +102,12 @@ def test_early_stopping_counts_through_a_resume(start, dataset):
     assert outcome.reason == loop.EARLY_STOPPING and outcome.step == 6
 
 
-def test_evaluates_averages_and_puts_the_weights_back(start, dataset):
+def test_evaluates_averages_and_puts_the_weights_back(start, scripted, dataset):
     seen = []
 
-    class Watch(Scripted):
+    class Watch(scripted):
         def update(self, batch, detections):
+            super().update(batch, detections)
             seen.append(self.detector.named_variables()["BoxPredictor_0/ClassPredictor/weights"].numpy())
 
     def evaluator(detector):
@@ -214,21 +156,82 @@ def test_data_that_ends_ends_the_run(start, dataset):
     assert outcome.reason == loop.END_OF_DATA and outcome.step == 3 and outcome.checkpoint.endswith("ckpt-3")
 
 
-def test_evaluation_only_takes_the_newest_or_each_as_it_appears(start, fake_detector, dataset, tmp_path):
-    start(LoopSettings(4, checkpoint_every=2)).run()
-    detector = fake_detector(5)
-    evaluator = Evaluator(detector, dataset(1, endless=False), [Scripted([0.1, 0.2, 0.3])])
-    seen = []
-    results = evaluate_checkpoints(
-        evaluator, tmp_path / "run", tmp_path / "eval", run_once=True, on_results=lambda step, r: seen.append(step)
-    )
-    assert results["score"] == 0.1 and seen == [4]
-    results = evaluate_checkpoints(
-        evaluator, tmp_path / "run", tmp_path / "eval", use_moving_averages=True, last_step=4,
-        on_results=lambda step, r: seen.append(step),
-    )
-    assert results["score"] == 0.2 and seen == [4, 4]
-    assert read_scalars(tmp_path / "eval")["score"] == [4, 4]
-    for once in (True, False):
-        with pytest.raises(UserError, match="no checkpoint"):
-            evaluate_checkpoints(evaluator, tmp_path / "none", tmp_path / "eval", run_once=once, timeout=0.1)
+def test_an_evaluation_that_a_signal_cut_short_is_made_after_the_resume(start, scripted, dataset, tmp_path):
+    class Signalling(scripted):
+        def update(self, batch, detections):
+            super().update(batch, detections)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def evaluator(metric):
+        return lambda detector: Evaluator(detector, dataset(2, endless=False), [metric])
+
+    settings = LoopSettings(8, checkpoint_every=3, evaluate_every=2)
+    cut = start(settings, evaluator=evaluator(Signalling([0.1])), best=BestSettings("score")).run()
+    assert cut.reason == loop.SIGNALLED and cut.step == 2 and cut.results == {}
+    settings, best = settings._replace(num_steps=5), BestSettings("score")
+    start(settings, evaluator=evaluator(scripted([0.9, 0.2, 0.3])), best=best).run()
+    history = tmp_path / "run" / "eval" / "results.jsonl"
+    steps = [json.loads(line)["step"] for line in history.read_text().splitlines()]
+    assert steps == [2, 4, 5]
+    record = json.loads((tmp_path / "run" / "best" / "best.json").read_text())
+    assert (record["step"], record["value"]) == (2, 0.9)
+    assert (tmp_path / "run" / "best" / "ckpt-2.index").exists()
+    # What is recorded is not evaluated again: the script has no value left, and patience does not count twice.
+    again = start(settings, evaluator=evaluator(scripted([])), best=best).run()
+    assert again.results["score"] == 0.3
+    assert json.loads((tmp_path / "run" / "best" / "best.json").read_text()) == record
+
+
+def test_what_was_evaluated_after_the_step_it_goes_on_from_is_forgotten(start, scripted, dataset, tmp_path):
+    def run(num_steps, values):
+        made = start(
+            LoopSettings(num_steps, checkpoint_every=2),
+            evaluator=lambda detector: Evaluator(detector, dataset(1, endless=False), [scripted(values)]),
+        )
+        made.run()
+
+    run(4, [0.1, 0.2])
+    for path in (tmp_path / "run").glob("ckpt-4*"):
+        path.unlink()
+    history = tmp_path / "run" / "eval" / "results.jsonl"
+    with history.open("a") as file:
+        file.write('{"step": 6, "sco')  # a kill while writing
+    run(4, [0.3])
+    assert [json.loads(line)["score"] for line in history.read_text().splitlines()] == [0.1, 0.3]
+
+
+def test_a_fresh_run_does_not_compete_with_the_best_of_another(start, scripted, dataset, tmp_path):
+    def fresh(values):
+        for path in (tmp_path / "run").glob("ckpt-*"):
+            path.unlink()
+        made = start(
+            LoopSettings(2, checkpoint_every=1),
+            evaluator=lambda detector: Evaluator(detector, dataset(1, endless=False), [scripted(values)]),
+            best=BestSettings("score", patience=2),
+        )
+        return made, made.run()
+
+    fresh([0.9, 0.8])
+    best = tmp_path / "run" / "best"
+    again, outcome = fresh([float("nan"), 0.2])
+    assert outcome.reason == loop.COMPLETED and "starts anew" in again.said()
+    record = json.loads((best / "best.json").read_text())
+    assert (record["step"], record["value"]) == (2, 0.2)
+    assert {path.name.split(".")[0] for path in best.glob("ckpt-*")} == {"ckpt-2"}
+    written = (tmp_path / "run" / "eval" / "results.jsonl").read_text().splitlines()
+    assert len(written) == 2
+
+
+def test_a_misspelt_best_metric_is_refused_before_the_first_step(start, scripted, dataset, tmp_path):
+    def make(metric):
+        return start(
+            LoopSettings(2),
+            evaluator=lambda detector: Evaluator(detector, dataset(1, endless=False), [scripted([0.1])]),
+            best=BestSettings(metric),
+        )
+
+    with pytest.raises(UserError, match="best_metric is 'scoer'.*score"):
+        make("scoer")
+    with pytest.raises(UserError, match="Loss/totl_loss.*Loss/total_loss"):
+        make("Loss/totl_loss")
+    assert make("Loss/total_loss").best is not None

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from od_finetune import randomness
 from od_finetune.models.layers import ConvHyperparams, ConvUnit, conv_layer
 
 # Canonical name -> full name in the OD API's TF2 checkpoints.
@@ -73,7 +74,9 @@ class _MapHead(tf.Module):
         dropout = 1.0 - self._options.dropout_keep_probability
         outputs = []
         for branch, rate in ((self.box, 0.0), (self.classes, dropout if training else 0.0)):
-            hidden = tf.nn.dropout(features, rate) if rate > 0 else features
+            hidden = features
+            if rate > 0:
+                hidden = tf.nn.experimental.stateless_dropout(features, rate, randomness.next_seed())
             if len(branch) == 2:
                 hidden = branch[0](hidden, training)
             outputs.append(branch[-1](hidden))
