@@ -1,4 +1,4 @@
-"""Records that travel between the parts of od_finetune, and the protocol a detector fulfils.
+"""Records that travel between the parts of od_finetune, and the protocols that detectors and metrics fulfil.
 
 Boxes are float32 `[ymin, xmin, ymax, xmax]`, normalised to the image (0..1) unless a docstring says
 otherwise. `B` is the batch, `N` the padded number of ground-truth boxes, `A` the number of anchors, `D` the
@@ -61,6 +61,22 @@ class Detections(NamedTuple):
     anchor_indices: tf.Tensor  # int32 [B, D]
     raw_boxes: tf.Tensor  # float32 [B, A, 4]
     raw_scores: tf.Tensor  # float32 [B, A, C + 1]
+
+
+class Metric(Protocol):
+    """Gathers images batch by batch and sums them up."""
+
+    primary: str
+    """Which of the results says best how good a detector is."""
+
+    def reset(self) -> None:
+        """Forgets all images."""
+
+    def update(self, batch: Batch, detections: Detections) -> None:
+        """Adds the images of a batch (eager values)."""
+
+    def result(self) -> dict[str, float]:
+        """Finite floats by metric name; -1 where there was nothing to measure."""
 
 
 class Detector(Protocol):

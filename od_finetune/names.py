@@ -11,7 +11,6 @@ import difflib
 import functools
 import re
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 from od_finetune.errors import UserError
 
@@ -20,12 +19,8 @@ _WORD_START = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[0-9])(?=[A-Z][a-z])|(?<=[A-Z
 _LEADING_LOOKAHEAD = re.compile(r"(?:\(\?[aiLmsux]+\))?\^?\(\?[=!]")
 _NEGATIVE_LOOKAROUNDS = ("(?!", "(?<!")
 
-
-class Rule(NamedTuple):
-    """One rewriting step: every match of `pattern` becomes `replacement` (`re.sub` syntax)."""
-
-    pattern: str
-    replacement: str
+Rules = list[tuple[str, str]]
+"""Rewriting steps in order: every match of a pattern becomes its replacement (`re.sub` syntax)."""
 
 
 def snake_name(name: str) -> str:
@@ -33,7 +28,7 @@ def snake_name(name: str) -> str:
     return _WORD_START.sub("_", name).lower()
 
 
-def apply_rules(name: str, rules: Iterable[tuple[str, str]]) -> str:
+def apply_rules(name: str, rules: Rules) -> str:
     """Rewrites `name` by every rule in order, each on the result of the one before.
 
     Raises:

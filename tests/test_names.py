@@ -74,7 +74,7 @@ def test_invalid_pattern_says_where(pattern, found):
 
 
 def test_rules_apply_in_order():
-    rules = [names.Rule("/weights$", "/kernel"), names.Rule(r"^FeatureExtractor/(\w+)/", r"\1_"), ("_Conv/", "_conv/")]
+    rules = [("/weights$", "/kernel"), (r"^FeatureExtractor/(\w+)/", r"\1_"), ("_Conv/", "_conv/")]
     assert names.apply_rules(CONV, rules) == "MobilenetV2_conv/kernel"
     with pytest.raises(UserError, match="invalid group reference"):
         names.apply_rules(CONV, [(r"Conv", r"\1")])

@@ -6,7 +6,7 @@ import collections
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from od_finetune import names
+from od_finetune import names, text_table
 from od_finetune.checkpoints.records import FULL, Row, Status
 
 if TYPE_CHECKING:
@@ -99,14 +99,7 @@ def _table(rows: Sequence[Row]) -> list[str]:
     for (part, _), members in groups.items():
         table.append([part, names.common_scope([row.name for row in members]), *_counts(members)])
     table.append(["total", "", *_counts(rows)])
-    widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
-    return [
-        "  ".join(
-            cell.ljust(width) if column < 2 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in table
-    ]
+    return text_table.lines(table, numbers=range(2, len(table[0])))
 
 
 def _counts(rows: Sequence[Row]) -> list[str]:

@@ -28,9 +28,6 @@ class Source(Protocol):
     def aliases(self) -> Mapping[str, str]:
         """Second spelling -> name, e.g. the object path of a TF2 checkpoint's entry -> its full name."""
 
-    def dtype(self, name: str) -> str:
-        """The stored element type of an entry, e.g. `float32`."""
-
     def read(self, name: str) -> np.ndarray:
         """One entry's values. Raises UserError where the file is damaged."""
 

@@ -8,13 +8,13 @@ Acted on here: `metrics_set`, `include_metrics_per_category`, `all_metrics_per_c
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from PIL import ImageColor
 
-from od_finetune import fields
 from od_finetune.data.label_map import LabelMap
 from od_finetune.errors import UserError
+from od_finetune.fields import Metric
 from od_finetune.metrics.coco import CocoDetectionMetrics
 from od_finetune.metrics.pascal_voc import PascalVocMetrics
 from od_finetune.names import nearest
@@ -22,22 +22,6 @@ from od_finetune.protos import eval_pb2
 from od_finetune.visualization import Style
 
 DEFAULT = "coco_detection_metrics"
-
-
-class Metric(Protocol):
-    """Gathers images batch by batch and sums them up."""
-
-    primary: str
-    """Which of the results says best how good a detector is."""
-
-    def reset(self) -> None:
-        """Forgets all images."""
-
-    def update(self, batch: fields.Batch, detections: fields.Detections) -> None:
-        """Adds the images of a batch."""
-
-    def result(self) -> dict[str, float]:
-        """Finite floats by metric name; -1 where there was nothing to measure."""
 
 
 def _coco(config: eval_pb2.EvalConfig, names: Mapping[int, str]) -> Metric:

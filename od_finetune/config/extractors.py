@@ -12,10 +12,8 @@ from od_finetune.errors import UserError
 from od_finetune.models.backbones import mobilenet_v1, mobilenet_v2
 from od_finetune.models.layers import ConvHyperparams
 from od_finetune.models.necks import multires
-from od_finetune.names import nearest
+from od_finetune.names import Rules, nearest
 from od_finetune.protos import ssd_pb2
-
-Rules = list[tuple[str, str]]
 
 
 class Row(NamedTuple):

@@ -6,7 +6,6 @@ import contextlib
 import io
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
 
 import numpy as np
 import orbit
@@ -24,21 +23,6 @@ Draw = Callable[[fields.Batch, fields.Detections, int], np.ndarray]
 IMAGE_TAG = "Detections_Left_Groundtruth_Right"
 
 
-class Metric(Protocol):
-    """What an evaluator asks of a metric."""
-
-    primary: str
-
-    def update(self, batch: fields.Batch, detections: fields.Detections) -> None:
-        """Takes in one batch (eager values)."""
-
-    def result(self) -> dict[str, float]:
-        """Metric values by name over what was taken in since `reset`."""
-
-    def reset(self) -> None:
-        """Forgets everything taken in."""
-
-
 class Interrupted(Exception):
     """The run was asked to stop in the middle of an evaluation."""
 
@@ -54,7 +38,7 @@ class Evaluator(orbit.StandardEvaluator):
         self,
         detector: fields.Detector,
         dataset: tf.data.Dataset,
-        metrics: Sequence[Metric],
+        metrics: Sequence[fields.Metric],
         with_losses: bool = True,
         draw: Draw | None = None,
         num_pictures: int = 10,

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 import tf_keras
 
-from od_finetune import files, names
+from od_finetune import files, names, text_table
 from od_finetune.errors import UserError
 from od_finetune.fields import Detector
 
@@ -132,14 +132,8 @@ class FreezePlan:
         header = ("scope", "trained", "parameters", "frozen", "parameters", "rate x", "decided by")
         table = [header, *(_scope_line(scope, rows) for scope, rows in _scopes(self.rows))]
         table.append(_scope_line("total", self.rows))
-        widths = [max(len(line[i]) for line in table) for i in range(len(header))]
-        numbers = range(1, 5)  # columns, set right
-        lines = [
-            "  ".join(cell.rjust(widths[i]) if i in numbers else cell.ljust(widths[i]) for i, cell in enumerate(line))
-            for line in table
-        ]
         norms = f"{len(self.frozen_norms)} batch norm layers run in inference mode."
-        return "\n".join(["Freeze plan:", *(line.rstrip() for line in lines), norms])
+        return "\n".join(["Freeze plan:", *text_table.lines(table, numbers=range(1, 5)), norms])
 
 
 class _Decisions:

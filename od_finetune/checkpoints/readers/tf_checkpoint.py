@@ -53,7 +53,6 @@ class TfCheckpoint:
         self.kind = kind
         self._reader = reader
         self._entries = dict(sorted(entries.items()))
-        self._dtypes = reader.get_variable_to_dtype_map()
 
     def names(self) -> dict[str, tuple[int, ...]]:
         """Shape by name of the entries that may be a model's weights, sorted by name."""
@@ -66,10 +65,6 @@ class TfCheckpoint:
     def aliases(self) -> dict[str, str]:
         """Object path -> name; empty for a name-based checkpoint."""
         return {entry.path: name for name, entry in self._entries.items() if entry.path and entry.path != name}
-
-    def dtype(self, name: str) -> str:
-        """The stored element type, e.g. `float32`."""
-        return self._dtypes[self._entries[name].key].name
 
     def read(self, name: str) -> np.ndarray:
         """One entry's values, its checksum verified.

@@ -15,9 +15,7 @@ from od_finetune.boxes.ssd_loss import LossParts, SsdLossOptions, ssd_loss
 from od_finetune.boxes.targets import TargetAssigner
 from od_finetune.models import layers
 from od_finetune.models.image_resizers import Resizer
-from od_finetune.names import apply_rules
-
-Rules = list[tuple[str, str]]
+from od_finetune.names import Rules, apply_rules
 
 # Canonical leaf -> tf_keras's, after the rules of the part.
 _TF2_LEAVES: Rules = [
