@@ -6,6 +6,8 @@ import tensorflow as tf
 
 from od_finetune import fields
 from od_finetune.errors import UserError
+from od_finetune.metrics.coco import CocoDetectionMetrics
+from od_finetune.metrics.pascal_voc import PascalVocMetrics
 from od_finetune.training.evaluator import Evaluator, Interrupted
 
 
@@ -71,3 +73,13 @@ def test_stops_when_asked_and_refuses_an_empty_dataset(fake_detector, dataset):
         Evaluator(detector, dataset(2, endless=False), [], should_stop=lambda: True).evaluate(tf.constant(-1))
     with pytest.raises(UserError, match="no image"):
         Evaluator(detector, dataset(2, endless=False).take(0), []).evaluate(tf.constant(-1))
+
+
+def test_it_knows_the_names_of_its_results_before_it_has_any(fake_detector, dataset):
+    names = {1: "mug", 2: "plate"}
+    metrics = [CocoDetectionMetrics(names, per_category=True), PascalVocMetrics(names)]
+    evaluator = Evaluator(fake_detector(), dataset(1, endless=False), metrics)
+    known = evaluator.result_names()
+    assert evaluator.primary in known
+    assert sorted(known) == sorted(evaluator.evaluate(tf.constant(-1)))
+    assert fields.TOTAL_LOSS not in Evaluator(fake_detector(), dataset(1), metrics, with_losses=False).result_names()

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import tensorflow as tf
 
 from od_finetune.errors import UserError
-from od_finetune.training.freeze import FROZEN_STATISTICS, STATISTICS, FreezePlan, FreezeRequest
+from od_finetune.training.freeze import FROZEN, FROZEN_STATISTICS, STATISTICS, TRAINED, FreezePlan, FreezeRequest, Row
 
 BACKBONE = [
     f"FeatureExtractor/Conv_{i}{leaf}"
@@ -131,3 +132,39 @@ def test_a_variable_the_model_declares_untrainable_stays_frozen(fake_detector):
     layer = detector.weighted_layers()["FeatureExtractor/Conv_0"]
     layer.kernel = tf.Variable(layer.kernel, trainable=False, name="kernel")
     assert "FeatureExtractor/Conv_0/weights" not in plan_of(detector).trainable
+
+
+def test_a_norm_that_never_trains_keeps_its_statistics_whatever_is_trained(fake_detector):
+    detector = fake_detector()
+    scope = "FeatureExtractor/Conv_1/BatchNorm"
+    detector.weighted_layers()[scope].keeps_statistics = True
+    plan = plan_of(detector)
+    assert plan.frozen_norms == [scope] and f"{scope}/gamma" in plan.trainable
+    row = {row.name: row for row in plan.rows}[f"{scope}/moving_variance"]
+    assert row.state == FROZEN_STATISTICS and "train: false" in row.pattern
+    assert row.name in plan.frozen
+
+
+@pytest.mark.parametrize(
+    "request_, idle",
+    [
+        (dict(freeze=("Conv_0",), multipliers=(("Conv_0", 2.0), ("biases", 3.0))), ["'Conv_0'.*frozen"]),
+        (dict(multipliers=(("ClassPredictor", 2.0), ("BoxPredictor", 3.0))), ["'ClassPredictor'.*later"]),
+        (dict(freeze=("Conv_0",), multipliers=(("Conv_", 2.0),)), []),
+    ],
+)
+def test_a_multiplier_without_effect_is_a_warning(fake_detector, caplog, request_, idle):
+    plan_of(fake_detector(), **request_)
+    assert len(caplog.messages) == len(idle)
+    for message, pattern in zip(caplog.messages, idle, strict=True):
+        assert re.search(f"{pattern}", message) and "no effect" in message
+
+
+def test_text_draws_numbered_siblings_that_are_treated_alike_into_one_line():
+    rows = [
+        Row(f"Net/{scope}/weights", FROZEN if i < 3 else TRAINED, "", 0.0 if i < 3 else 1.0, 10)
+        for i, scope in enumerate(["Conv", "block_0", "block_1/a", "block_2", "block_3", "Conv_1"])
+    ]
+    lines = [line.split("  ")[0] for line in FreezePlan(rows).text().splitlines()[2:-1]]
+    assert lines == ["Net/Conv", "Net/block_0 .. block_1", "Net/block_2 .. block_3", "Net/Conv_1", "total"]
+    assert FreezePlan(rows).text().splitlines()[3].split()[3:7] == ["0", "0", "2", "20"]
