@@ -8,7 +8,6 @@ import logging
 from od_finetune.config import lint, pipeline
 from od_finetune.config.export import export_trained
 from od_finetune.export import bundle, signatures
-from od_finetune.protos.pipeline_pb2 import TrainEvalPipelineConfig
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +53,9 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def checked(config: TrainEvalPipelineConfig, path: str, allow_unhonoured: bool) -> TrainEvalPipelineConfig:
+def checked(
+    config: pipeline.TrainEvalPipelineConfig, path: str, allow_unhonoured: bool
+) -> pipeline.TrainEvalPipelineConfig:
     """The config to export by: its model checked, what lint says of it logged, and what may be left out left out.
 
     Raises:

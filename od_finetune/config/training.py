@@ -15,11 +15,16 @@ def freeze_request(train_config: train_pb2.TrainConfig) -> FreezeRequest:
     """What to train, and at which multiple of the learning rate.
 
     Raises:
-      UserError: a learning_rate_multiplier has no pattern.
+      UserError: a learning_rate_multiplier has no pattern, or is not positive.
     """
     for index, multiplier in enumerate(train_config.learning_rate_multiplier):
         if not multiplier.pattern:
             raise UserError(f"train_config.learning_rate_multiplier[{index}] has no pattern; name the variables.")
+        if not multiplier.multiplier > 0.0:
+            raise UserError(
+                f"train_config.learning_rate_multiplier[{index}].multiplier is {multiplier.multiplier:g}, expected "
+                "more than 0; to keep variables as they are, use freeze_variables."
+            )
     return FreezeRequest(
         update=tuple(train_config.update_trainable_variables),
         freeze=tuple(train_config.freeze_variables),
@@ -112,7 +117,16 @@ def build_optimizer(config: optimizer_pb2.Optimizer) -> optimizers.Optimizer:
 
 
 def moving_average_decay(config: optimizer_pb2.Optimizer) -> float | None:
-    """Decay of the weights' moving average, None where none is kept."""
+    """Decay of the weights' moving average, None where none is kept.
+
+    Raises:
+      UserError: it would be no average.
+    """
+    if config.use_moving_average and not 0.0 <= config.moving_average_decay < 1.0:
+        raise UserError(
+            f"train_config.optimizer.moving_average_decay is {config.moving_average_decay:g}, expected at least 0 and "
+            "less than 1."
+        )
     return config.moving_average_decay if config.use_moving_average else None
 
 

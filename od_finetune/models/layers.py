@@ -207,8 +207,21 @@ def norm_layer(scope: str, norm: BatchNorm | GroupNorm | None) -> tf_keras.layer
         layer.keeps_statistics = not norm.train
         return layer
     if isinstance(norm, GroupNorm):
-        return tf_keras.layers.GroupNormalization(norm.groups, epsilon=norm.epsilon, name=f"{scope}/GroupNorm")
+        return _GroupNormalization(norm.groups, epsilon=norm.epsilon, name=f"{scope}/GroupNorm")
     return None
+
+
+class _GroupNormalization(tf_keras.layers.GroupNormalization):
+    """tf_keras's, which tells the user neither which layer nor what to do."""
+
+    def build(self, input_shape: tf.TensorShape) -> None:
+        channels = input_shape[-1]
+        if channels % self.groups:
+            raise UserError(
+                f"conv_hyperparams.group_norm: {self.name} has {channels} channels, which do not divide into "
+                f"{self.groups} groups; use batch_norm, or make the layer wider (depth_multiplier, min_depth)"
+            )
+        super().build(input_shape)
 
 
 def _layers(value: object) -> Iterator[tf_keras.layers.Layer]:

@@ -88,6 +88,12 @@ def test_frozen_batchnorm_leaves_other_norms_alone():
     assert group.frozen_batchnorm() == group
 
 
+def test_group_norm_that_does_not_divide_a_layer_names_it():
+    unit = ConvUnit("FeatureExtractor/Net/Conv", HYPERPARAMS._replace(norm=GroupNorm()), 48)
+    with pytest.raises(UserError, match="group_norm: FeatureExtractor/Net/Conv/GroupNorm has 48 channels.*32 groups"):
+        unit(IMAGES)
+
+
 def test_group_norm_and_swish():
     unit = ConvUnit("c", HYPERPARAMS._replace(norm=GroupNorm(groups=2), activation="swish"), 4)
     outputs = unit(IMAGES, training=True)
