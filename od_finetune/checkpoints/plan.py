@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 __all__ = ["RestorePlan", "RestoreRequest", "Row", "Status"]
 
+
 @dataclasses.dataclass(frozen=True)
 class RestorePlan:
     """One row per model variable, in the model's order, and what of the source is left over."""

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from od_finetune.checkpoints.plan import RestorePlan, RestoreRequest, Status
 from od_finetune.checkpoints.source import open_source
+from od_finetune.cli.common import log_to_stderr
 from od_finetune.errors import UserError
 
 # canonical name: (TF2 name, shape for one class, part)
@@ -204,6 +205,16 @@ def test_each_missing_variable_is_warned_of(tmp_path, save_tensors, caplog):
     for name in missing:
         assert f"Variable [{name}] is not available in checkpoint" in caplog.messages
     assert len(caplog.messages) == 2  # the class head's other shape is in the plan's text, not said twice
+    assert {record.levelname for record in caplog.records} == {"WARNING"}
+
+
+def test_a_command_line_shows_the_warnings(tmp_path, save_tensors, capsys):
+    weights = _weights()
+    del weights[NORM + "gamma"]
+    model = _model()
+    with log_to_stderr():
+        _compute(model, open_source(_write_tf1(tmp_path, weights, save_tensors))).apply(model)
+    assert capsys.readouterr().err == f"Variable [{NORM}gamma] is not available in checkpoint\n"
 
 
 def test_text_shows_counts_per_scope_and_what_did_not_match(tmp_path, save_tensors):
