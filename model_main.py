@@ -9,7 +9,8 @@ import sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow loads; its start-up chatter hides ours
 
 from absl import app, flags  # noqa: E402
-from absl import logging as absl_logging  # noqa: E402
+
+from od_finetune.cli.common import BAD_INPUT, log_to_stderr, run_script  # noqa: E402
 
 _CONFIG = flags.DEFINE_string("pipeline_config_path", None, "The pipeline.config that describes model and training.")
 _MODEL_DIR = flags.DEFINE_string("model_dir", None, "Where checkpoints, plans, events and the best model are written.")
@@ -24,7 +25,9 @@ _RUN_ONCE = flags.DEFINE_boolean("run_once", False, "With --checkpoint_dir: eval
 _EVAL_TIMEOUT = flags.DEFINE_integer(
     "eval_timeout", 3600, "With --checkpoint_dir: seconds to wait for a new checkpoint before stopping."
 )
-_EVAL_ON_TRAIN = flags.DEFINE_boolean("eval_on_train_data", False, "Also evaluate on the training records.")
+_EVAL_ON_TRAIN = flags.DEFINE_boolean(
+    "eval_on_train_data", False, "With --checkpoint_dir: evaluate on the training records instead."
+)
 _SAMPLE_EVAL = flags.DEFINE_integer("sample_1_of_n_eval_examples", None, "Evaluate every n-th example only.")
 _SAMPLE_TRAIN = flags.DEFINE_integer(
     "sample_1_of_n_eval_on_train_examples", 5, "With --eval_on_train_data: use every n-th training example."
@@ -55,19 +58,16 @@ def _refuse_unsupported() -> None:
         raise app.UsageError("--use_tpu, --tpu_name: TPUs are not supported; leave the flag out to train on GPU or CPU")
     if values.num_workers != 1:
         raise app.UsageError(f"--num_workers={values.num_workers}: only one worker is supported")
+    for name in ("eval_on_train_data", "eval_training_data", "run_once"):
+        if values[name].value and not values.checkpoint_dir:
+            raise app.UsageError(f"--{name} needs --checkpoint_dir, the model_dir of the run to evaluate")
+    if values.export_dir and values.checkpoint_dir:
+        raise app.UsageError(
+            "--export_dir: exports at the end of training, which --checkpoint_dir replaces by evaluation; "
+            "use `od-finetune export`"
+        )
     if values.max_eval_retries:
         logging.warning("--max_eval_retries has no effect: a failed evaluation stops with its error")
-
-
-def _log_to_stderr() -> None:
-    """Shows what od_finetune says as plain lines, and of TensorFlow's and orbit's chatter the warnings only."""
-    absl_logging.set_verbosity(absl_logging.ERROR)
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    logger = logging.getLogger("od_finetune")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
 
 
 def main(argv: list[str]) -> None:
@@ -82,7 +82,6 @@ def main(argv: list[str]) -> None:
         sys.exit("The config language is not compiled in this checkout. Run once: pip install -e .")
     from od_finetune.errors import UserError
 
-    _log_to_stderr()
     options = experiment.Options(
         config_path=_CONFIG.value,
         model_dir=_MODEL_DIR.value,
@@ -97,16 +96,17 @@ def main(argv: list[str]) -> None:
         export_dir=_EXPORT.value,
     )
     try:
-        if _CHECKPOINT_DIR.value:
-            once, timeout = _RUN_ONCE.value, _EVAL_TIMEOUT.value
-            sys.exit(experiment.evaluate(options, _CHECKPOINT_DIR.value, run_once=once, timeout=timeout))
-        else:
-            sys.exit(experiment.train_and_evaluate(options))
+        with log_to_stderr():
+            if _CHECKPOINT_DIR.value:
+                once, timeout = _RUN_ONCE.value, _EVAL_TIMEOUT.value
+                sys.exit(experiment.evaluate(options, _CHECKPOINT_DIR.value, run_once=once, timeout=timeout))
+            else:
+                sys.exit(experiment.train_and_evaluate(options))
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(BAD_INPUT)
 
 
 if __name__ == "__main__":
     flags.mark_flags_as_required(["pipeline_config_path", "model_dir"])
-    app.run(main)
+    run_script(main)

@@ -67,8 +67,8 @@ def train_and_evaluate(options: Options) -> int:
       UserError: config, records, checkpoint or model_dir can't be used; the message says what to do.
     """
     if options.export_dir:
-        bundle.check_directory(options.export_dir)
-    config = _config(options, (lint.TRAIN, lint.EVAL) if _evaluates(options) else (lint.TRAIN,))
+        bundle.check_directory(options.export_dir, overwrite=True)
+    config = _config(options)
     _claim(options.model_dir, config)
     detector = _detector(config)
     if not checkpointing.candidates(options.model_dir):
@@ -91,8 +91,8 @@ def train_and_evaluate(options: Options) -> int:
     if outcome.results:
         _report(Path(options.model_dir, "eval"), outcome.step, outcome.results, gallery)
     if options.export_dir and not outcome.exit_code:
-        chosen = Path(options.model_dir, "best") if loop.best else outcome.checkpoint
-        report = export.export_trained(config, chosen, options.export_dir)
+        chosen = Path(options.model_dir, "best") if loop.best and loop.best.value is not None else outcome.checkpoint
+        report = export.export_trained(config, chosen, options.export_dir, overwrite=True)
         logger.info("Exported %s\n%s", chosen, report.text())
     return outcome.exit_code
 
@@ -103,11 +103,13 @@ def evaluate(options: Options, checkpoint_dir: str, run_once: bool = False, time
     Raises:
       UserError: as `train_and_evaluate`; also if no checkpoint appears within `timeout` seconds.
     """
-    config = _config(options, (lint.TRAIN, lint.EVAL) if options.eval_on_train_data else (lint.EVAL,))
+    config = _config(options, {lint.TRAIN, lint.EVAL} if options.eval_on_train_data else {lint.EVAL})
     if options.eval_on_train_data:
-        del config.eval_input_reader[1:]
-        config.eval_input_reader[0].CopyFrom(config.train_input_reader)
+        del config.eval_input_reader[:]
+        config.eval_input_reader.add().CopyFrom(config.train_input_reader)
         config.eval_input_reader[0].sample_1_of_n_examples = options.sample_1_of_n_eval_on_train_examples
+    elif not config.eval_input_reader:
+        raise UserError(f"{options.config_path}: evaluation needs an eval_input_reader, but the config has none.")
     detector = _detector(config)
     gallery = _Gallery(config)
     directory = Path(options.model_dir, "eval_on_train" if options.eval_on_train_data else "eval")
@@ -201,7 +203,9 @@ class _Gallery:
             files.write_bytes(path, stream.getvalue())
 
 
-def _config(options: Options, use: Collection[str]) -> TrainEvalPipelineConfig:
+def _config(options: Options, use: Collection[str] | None = None) -> TrainEvalPipelineConfig:
+    """The config with overrides, after lint's checks of what it is used for (None: training, and evaluation if it has
+    an eval_input_reader)."""
     config = pipeline.load(options.config_path, options.overrides)
     if options.num_train_steps is not None:
         config.train_config.num_steps = options.num_train_steps
@@ -209,14 +213,14 @@ def _config(options: Options, use: Collection[str]) -> TrainEvalPipelineConfig:
         config.train_config.checkpoint_every_n_steps = options.checkpoint_every_n
     if options.sample_1_of_n_eval_examples is not None and config.eval_input_reader:
         config.eval_input_reader[0].sample_1_of_n_examples = options.sample_1_of_n_eval_examples
+    if use is None:
+        use = {lint.TRAIN, lint.EVAL} if config.eval_input_reader else {lint.TRAIN}
     findings = lint.check(config, options.config_path, use=use, allow_unhonoured=options.allow_unhonoured)
     if findings:
         logger.warning("%s", lint.report(findings, options.config_path))
+    if options.allow_unhonoured:
+        config, _ = lint.without_unhonoured(config)
     return config
-
-
-def _evaluates(options: Options) -> bool:
-    return bool(pipeline.load(options.config_path, options.overrides).eval_input_reader)
 
 
 def _claim(model_dir: str, config: TrainEvalPipelineConfig) -> None:
@@ -230,7 +234,11 @@ def _claim(model_dir: str, config: TrainEvalPipelineConfig) -> None:
                 f"{model_dir} holds checkpoints of another model ({saved}):\n  {listed}\n"
                 "Give a new --model_dir, or the config this directory was trained with."
             )
-    pipeline.save(config, model_dir)
+    try:
+        pipeline.save(config, model_dir)
+    except OSError as error:
+        reason = f"can't be written to ({error.strerror}); name a new directory"
+        raise UserError(f"--model_dir {model_dir}: {reason}") from None
 
 
 def _detector(config: TrainEvalPipelineConfig) -> fields.Detector:
