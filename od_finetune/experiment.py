@@ -38,6 +38,7 @@ from od_finetune.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
+BEST_KEYS = ("metric", "value", "step")
 RESTORE_PLAN, FREEZE_PLAN, RESULTS, PICTURE = "restore_plan.json", "freeze_plan.json", "results.json", "detections.png"
 
 
@@ -90,8 +91,11 @@ def train_and_evaluate(options: Options) -> int:
     logger.info("Ended at step %d (%s); checkpoint %s", outcome.step, outcome.reason, outcome.checkpoint)
     if outcome.results:
         _report(Path(options.model_dir, "eval"), outcome.step, outcome.results, gallery)
+    chosen: Path | str = outcome.checkpoint
+    if loop.best and loop.best.value is not None:
+        chosen = loop.best.directory
+        logger.info("Best %s: %.4f at step %d, in %s", *(loop.best.record[key] for key in BEST_KEYS), chosen)
     if options.export_dir and not outcome.exit_code:
-        chosen = Path(options.model_dir, "best") if loop.best and loop.best.value is not None else outcome.checkpoint
         report = export.export_trained(config, chosen, options.export_dir, overwrite=True)
         logger.info("Exported %s\n%s", chosen, report.text())
     return outcome.exit_code
