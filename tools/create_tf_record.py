@@ -48,6 +48,8 @@ def annotation_files(directory: str, image_set: str | None) -> list[str]:
         if not files:
             raise UserError(f"--annotations_dir: no .xml file in {directory!r}")
         return files
+    if not os.path.isfile(image_set):
+        raise UserError(f"--image_set: no file {image_set!r}")
     with open(image_set, encoding="utf-8") as file:
         names = [line.split()[0] for line in file if line.strip()]
     files = [os.path.join(directory, os.path.splitext(name)[0] + ".xml") for name in names]

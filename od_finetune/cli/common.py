@@ -12,6 +12,8 @@ from absl import logging as absl_logging
 
 BAD_INPUT = 2
 """Exit code where the call or what it names is at fault."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells report it."""
 
 
 @contextlib.contextmanager
@@ -35,7 +37,10 @@ def log_to_stderr() -> Iterator[None]:
 
 
 def run_script(main: Callable[[list[str]], object]) -> None:
-    """`app.run` for a script with absl flags, but a wrong call exits with BAD_INPUT, as argparse does it."""
+    """`app.run` for a script with absl flags, but a wrong call exits with BAD_INPUT, as argparse does it.
+
+    Ctrl-C outside of a training exits with INTERRUPTED and without a traceback.
+    """
 
     def guarded(argv: list[str]) -> object:
         try:
@@ -43,6 +48,9 @@ def run_script(main: Callable[[list[str]], object]) -> None:
         except app.UsageError as error:
             error.exitcode = BAD_INPUT
             raise
+        except KeyboardInterrupt:  # a running training takes the signal itself, saves and returns
+            print("Interrupted before there was anything to save.", file=sys.stderr)
+            sys.exit(INTERRUPTED)
 
     app.run(guarded, flags_parser=_parse)
 
