@@ -50,6 +50,13 @@ class Batch(NamedTuple):
     original_shapes: tf.Tensor  # int32 [B, 2]: height, width before any resizing
 
 
+class Stage(NamedTuple):
+    """One step of a detector's network, with the variables that belong to it."""
+
+    names: tuple[str, ...]  # its own, then others it is known by: `stage3` for the last step at an eighth of the input
+    variables: tuple[str, ...]  # canonical, in the order of the forward pass
+
+
 class Detections(NamedTuple):
     """Final detections of a batch, best first, and the raw ones they were selected from."""
 
@@ -122,6 +129,10 @@ class Detector(Protocol):
 
     def part(self, name: str) -> str:
         """`backbone`, `neck` or `head`: what a canonical variable name belongs to."""
+
+    def stages(self) -> list[Stage]:
+        """The steps of the network, from the input on, each with its `names` and canonical `variables`; every variable
+        belongs to exactly one."""
 
     def is_class_head(self, name: str) -> bool:
         """Whether this variable's shape depends on the number of classes."""

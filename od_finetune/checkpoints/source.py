@@ -18,6 +18,9 @@ class Source(Protocol):
 
     path: str  # what was opened, e.g. the resolved checkpoint prefix
     kind: str  # the format in words
+    layout: str  # of its kernels: arrays.HWIO (TensorFlow) or arrays.OIHW (PyTorch, MXNet)
+    notes: tuple[str, ...]  # sentences for the plan, e.g. that folded batch norms were unfolded
+    epsilons: Mapping[str, float]  # of batch norms, by the scope that their entries' names have; where the file says it
 
     def names(self) -> Mapping[str, tuple[int, ...]]:
         """Shape by name of everything that may be a model's weight, sorted by name."""

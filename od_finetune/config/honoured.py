@@ -264,7 +264,19 @@ UNHONOURED: dict[str, str] = {
     "ClassificationLoss": "weighted_dice_classification_loss",
     "WeightedDiceClassificationLoss": ALL,
     "TargetAssigner": ALL,
-    "TrainConfig": "use_multiclass_scores use_bfloat16 summarize_gradients",
+    "TrainConfig": "use_multiclass_scores use_bfloat16 summarize_gradients "
+    "restore min_restored_fraction require "
+    "class_transfer keep_classes "
+    "freeze_through trainable_batch_norm unfreeze layer_decay weight_decay",
+    "Restore": ALL,
+    "NameMap": ALL,
+    "ClassTransfer": ALL,
+    "ClassRename": ALL,
+    "NewClass": ALL,
+    "KeepClasses": ALL,
+    "BatchNormTraining": ALL,
+    "Unfreeze": ALL,
+    "WeightDecay": ALL,
     "EvalConfig": "visualization_export_dir parameterized_metric export_path ignore_groundtruth eval_instance_masks "
     "keep_image_id_for_visualization_export recall_lower_bound recall_upper_bound force_no_resize keypoint_edge "
     "skip_predictions_for_unlabeled_class",

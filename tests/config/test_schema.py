@@ -101,7 +101,7 @@ def test_compiled_protos_are_the_recorded_language(shared):
     compiled = {as_number(row) for row in compiled_rows()}
     assert sorted(recorded - compiled) == []
     extensions = compiled - recorded
-    extension_messages = {"LearningRateMultiplier"}
+    extension_messages = {"LearningRateMultiplier", *(row[1] for row in extensions if row[0] == "fine_tune.proto")}
     unexpected = [
         row for row in extensions if row[1] not in extension_messages and not (int(row[2]) >= FIRST_EXTENSION)
     ]
@@ -116,6 +116,16 @@ def test_extension_fields_have_the_documented_names():
         ("TrainConfig", "max_checkpoints_to_keep", "5"),
         ("TrainConfig", "seed", "0"),
         ("TrainConfig", "log_every_n_steps", "100"),
+        ("TrainConfig", "restore", ""),
+        ("TrainConfig", "min_restored_fraction", "0.0"),
+        ("TrainConfig", "require", ""),
+        ("TrainConfig", "class_transfer", ""),
+        ("TrainConfig", "keep_classes", ""),
+        ("TrainConfig", "freeze_through", "''"),
+        ("TrainConfig", "trainable_batch_norm", ""),
+        ("TrainConfig", "unfreeze", ""),
+        ("TrainConfig", "layer_decay", "1.0"),
+        ("TrainConfig", "weight_decay", ""),
         ("EvalConfig", "eval_every_n_steps", "0"),
         ("EvalConfig", "best_metric", ""),
         ("EvalConfig", "best_metric_is_loss", "False"),

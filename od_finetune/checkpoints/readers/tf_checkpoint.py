@@ -13,6 +13,7 @@ from __future__ import annotations
 import collections
 import os
 import re
+import types
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from od_finetune import object_keys
+from od_finetune.checkpoints import arrays
 from od_finetune.checkpoints.readers import tf_paths
 from od_finetune.errors import UnreadableError, UserError, first_line
 from od_finetune.object_keys import SLOT, VALUE
@@ -47,6 +49,10 @@ class _Entry(NamedTuple):
 
 class TfCheckpoint:
     """An open TensorFlow checkpoint; see `od_finetune.checkpoints.source.Source`."""
+
+    layout = arrays.HWIO
+    notes: tuple[str, ...] = ()
+    epsilons: Mapping[str, float] = types.MappingProxyType({})
 
     def __init__(self, path: str, kind: str, reader: tf.train.CheckpointReader, entries: Mapping[str, _Entry]) -> None:
         self.path = path

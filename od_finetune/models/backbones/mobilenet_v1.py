@@ -6,6 +6,7 @@ import tensorflow as tf
 import tf_keras
 
 from od_finetune.models.layers import BatchNorm, ConvHyperparams, ConvUnit
+from od_finetune.models.stages import Block
 
 # (stride, filters) of the depthwise separable blocks 1 to 13 that follow the first, full convolution.
 _BLOCKS = (
@@ -88,6 +89,14 @@ class MobilenetV1(tf.Module):
         for index, (stride, filters) in enumerate(_BLOCKS, start=1):
             add(f"Conv2d_{index}_depthwise", None, 3, stride)
             add(f"Conv2d_{index}_pointwise", filters, 1, 1)
+
+    def blocks(self) -> list[Block]:
+        """`Conv2d_<n>`, a depthwise separable block (0: the first convolution)."""
+        units: dict[str, list[ConvUnit]] = {}
+        for name, unit in zip(self._names, self._units, strict=True):
+            units.setdefault("_".join(name.split("_")[:2]), []).append(unit)
+        strides = [2, *(stride for stride, _ in _BLOCKS)]
+        return [Block(name, stride, group) for (name, group), stride in zip(units.items(), strides, strict=False)]
 
     def __call__(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
         """Normalised `[B, H, W, 3]` -> the feature levels `[B, h, w, C]` by name."""

@@ -6,6 +6,7 @@ import tensorflow as tf
 import tf_keras
 
 from od_finetune.models.layers import BatchNorm, ConvHyperparams, ConvUnit
+from od_finetune.models.stages import Block
 
 # (filters, stride) of the 17 inverted residuals; the first one does not expand.
 _BLOCKS = (
@@ -137,6 +138,15 @@ class MobilenetV2(tf.Module):
             )
             channels = depth(filters)
         self._last = ConvUnit(f"{scope}/Conv_1", hyperparams, depth(1280)) if last == 19 else None
+
+    def blocks(self) -> list[Block]:
+        """`layer_<n>`, numbered as the feature levels are."""
+        modules = [self._first, *self._blocks, *([self._last] if self._last is not None else [])]
+        strides = [2, *(stride for _, stride in _BLOCKS), 1]
+        return [
+            Block(f"layer_{number}", stride, module)
+            for number, (module, stride) in enumerate(zip(modules, strides, strict=False), start=1)
+        ]
 
     def __call__(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
         """Normalised `[B, H, W, 3]` -> the feature levels `[B, h, w, C]` by name."""

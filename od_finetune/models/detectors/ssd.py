@@ -13,7 +13,7 @@ from od_finetune.boxes.anchors import AnchorGenerator
 from od_finetune.boxes.postprocess import Postprocessor, true_window
 from od_finetune.boxes.ssd_loss import LossParts, SsdLossOptions, ssd_loss
 from od_finetune.boxes.targets import TargetAssigner
-from od_finetune.models import layers
+from od_finetune.models import layers, stages
 from od_finetune.models.image_resizers import Resizer
 from od_finetune.names import Rules, apply_rules
 
@@ -191,6 +191,14 @@ class SSD(tf.Module):
                 for scope in layers.weighted_layers(getattr(self, part))
             )
         return self._parts[name.rpartition("/")[0]]
+
+    def stages(self) -> list[fields.Stage]:
+        """The steps of the network from the input on: the backbone's blocks, `neck`, `head`."""
+        self.build()
+        parts = [("neck", self.neck), ("head", self.head)]
+        return stages.backbone_stages(self.backbone.blocks()) + [
+            stage for name, module in parts for stage in stages.part_stage(name, module)
+        ]
 
     def is_class_head(self, name: str) -> bool:
         """Whether this variable's shape depends on the number of classes."""

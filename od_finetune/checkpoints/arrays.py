@@ -1,0 +1,57 @@
+"""An open checkpoint as plain arrays: what most readers make of their file."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+HWIO = "HWIO"
+"""Kernels as TensorFlow has them: [height, width, in, out], depthwise [height, width, in, multiplier], dense
+[in, out]."""
+OIHW = "OIHW"
+"""Kernels as PyTorch and MXNet have them: [out, in, height, width], depthwise [in * multiplier, 1, height, width],
+dense [out, in]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ArraySource:
+    """Fulfils `od_finetune.checkpoints.source.Source`.
+
+    Attributes:
+      shapes: of everything that may be a model's weight, by name.
+      load: reads one of them, or one of `others`; raises UnreadableError where the file is damaged.
+      others: shapes of optimiser slots, counters and the like, by name.
+      second_names: second spelling -> name.
+    """
+
+    path: str
+    kind: str
+    shapes: Mapping[str, tuple[int, ...]]
+    load: Callable[[str], np.ndarray]
+    layout: str = HWIO
+    others: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    second_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    epsilons: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def names(self) -> dict[str, tuple[int, ...]]:
+        """Shape by name of the entries that may be a model's weights, sorted by name."""
+        return dict(sorted(self.shapes.items()))
+
+    def other_entries(self) -> dict[str, tuple[int, ...]]:
+        """Shape by name of the rest, sorted by name."""
+        return dict(sorted(self.others.items()))
+
+    def aliases(self) -> dict[str, str]:
+        """Second spelling -> name."""
+        return dict(self.second_names)
+
+    def read(self, name: str) -> np.ndarray:
+        """One entry's values. Raises UnreadableError where the file is damaged."""
+        return self.load(name)
+
+    def describe(self) -> str:
+        """Format, path and number of entries in one line."""
+        return f"{self.kind} {self.path} ({len(self.shapes)} weights, {len(self.others)} other entries)"
