@@ -36,6 +36,8 @@ GOLDENS = (
     "tf1_ssdlite_mobilenet_v2_coco",
     "tf2_ssd_mobilenet_v2_320x320_coco17_tpu-8",
 )
+# One of each kind of network; the others run with -m slow.
+EVERYDAY = {"tf1_ssd_mobilenet_v1_coco", "tf1_ssdlite_mobilenet_v2_coco", "tf2_ssd_mobilenet_v2_320x320_coco17_tpu-8"}
 BOXES = [[0.1, 0.15, 0.55, 0.6], [0.4, 0.5, 0.9, 0.95], [0.05, 0.7, 0.25, 0.85]]
 
 
@@ -52,6 +54,11 @@ def recorded_variables(golden: Path) -> list[tuple[str, str, tuple[int, ...]]]:
         for key, full_name, shape in rows
         if key not in ("global_step", "save_counter")
     ]
+
+
+def everyday(names: tuple[str, ...], kept: set[str]) -> list[Any]:
+    """Parameters of a test that marks as slow what is not in `kept`."""
+    return [pytest.param(name, marks=() if name in kept else pytest.mark.slow) for name in names]
 
 
 class Run(NamedTuple):
@@ -124,7 +131,7 @@ def test_every_golden_of_these_extractors_is_listed(shared):
     assert set(GOLDENS) == expected
 
 
-@pytest.mark.parametrize("folder", GOLDENS)
+@pytest.mark.parametrize("folder", everyday(GOLDENS, EVERYDAY))
 def test_golden(shared, folder):
     reference = shared / "reference"
     golden = reference / "goldens" / folder
