@@ -12,7 +12,7 @@ from od_finetune.config.hyperparams import build_hyperparams
 from od_finetune.errors import UserError
 from od_finetune.models.backbones import mobilenet_v1, mobilenet_v2
 from od_finetune.models.layers import ConvHyperparams
-from od_finetune.names import Rules, nearest
+from od_finetune.names import Rules, Vocabulary, nearest
 from od_finetune.protos import ssd_pb2
 
 
@@ -23,6 +23,7 @@ class Family(NamedTuple):
     scope: str
     override: Callable[[ConvHyperparams, bool], ConvHyperparams]  # (the config's hyperparams, keras)
     backbone_rules: Rules  # canonical -> TF2 name
+    vocabularies: tuple[Vocabulary, ...]  # of published classification nets
     last_layer: int  # its number, from which names of layers count on
 
 
@@ -48,6 +49,7 @@ class Extractor(NamedTuple):
     backbone_rules: Rules
     neck_rules: Rules
     keras: bool
+    vocabularies: tuple[Vocabulary, ...]
 
 
 MOBILENET_V1 = Family(
@@ -55,6 +57,7 @@ MOBILENET_V1 = Family(
     scope="FeatureExtractor/MobilenetV1",
     override=mobilenet_v1.override,
     backbone_rules=mobilenet_v1.TF2_RULES,
+    vocabularies=mobilenet_v1.VOCABULARIES,
     last_layer=13,
 )
 MOBILENET_V2 = Family(
@@ -62,6 +65,7 @@ MOBILENET_V2 = Family(
     scope="FeatureExtractor/MobilenetV2",
     override=mobilenet_v2.override,
     backbone_rules=mobilenet_v2.TF2_RULES,
+    vocabularies=mobilenet_v2.VOCABULARIES,
     last_layer=19,
 )
 
@@ -151,5 +155,12 @@ def build_extractor(proto: ssd_pb2.SsdFeatureExtractor, freeze_batchnorm: bool =
         **(row.lite if proto.use_depthwise else {}),
     )
     return Extractor(
-        backbone, neck.module, neck.num_maps, proto.pad_to_multiple, family.backbone_rules, neck.rules, row.keras
+        backbone=backbone,
+        neck=neck.module,
+        num_maps=neck.num_maps,
+        pad_to_multiple=proto.pad_to_multiple,
+        backbone_rules=family.backbone_rules,
+        neck_rules=neck.rules,
+        keras=row.keras,
+        vocabularies=family.vocabularies,
     )
