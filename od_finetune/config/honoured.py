@@ -135,7 +135,7 @@ HONOURED: dict[str, str] = {
     "use_moving_averages min_score_threshold max_num_boxes_to_visualize skip_scores skip_labels "
     "visualize_groundtruth_boxes groundtruth_box_visualization_color "
     "include_metrics_per_category all_metrics_per_category eval_every_n_steps best_metric best_metric_is_loss "
-    "early_stopping_patience early_stopping_min_delta",
+    "early_stopping_patience early_stopping_min_delta eval_at_start",
     # Data
     "InputReader": "label_map_path shuffle shuffle_buffer_size filenames_shuffle_buffer_size num_epochs "
     "sample_1_of_n_examples num_readers num_prefetch_batches read_block_length drop_remainder max_number_of_boxes "
