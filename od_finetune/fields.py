@@ -57,6 +57,33 @@ class Stage(NamedTuple):
     variables: tuple[str, ...]  # canonical, in the order of the forward pass
 
 
+class ClassLayout(NamedTuple):
+    """What the last axis of a class predictor's variable holds: `groups x slots x width` outputs, nested in that order.
+
+    Of an SSD the groups are the anchors of a location, of an R-FCN the bins of its position-sensitive maps; a Faster
+    R-CNN or CenterNet has one. The width is 1 for class scores and masks, 4 for boxes predicted per class.
+    """
+
+    groups: int
+    slots: int  # one per class, and one for the background where there is one
+    background: int | None = None  # the background's slot
+    width: int = 1
+
+    @property
+    def size(self) -> int:
+        """Length of the axis."""
+        return self.groups * self.slots * self.width
+
+    @property
+    def num_classes(self) -> int:
+        """Without background."""
+        return self.slots - (self.background is not None)
+
+    def slot(self, index: int) -> int:
+        """The slot of a class, 0-based (label id minus 1)."""
+        return index + (self.background is not None and index >= self.background)
+
+
 class Detections(NamedTuple):
     """Final detections of a batch, best first, and the raw ones they were selected from."""
 
@@ -136,3 +163,6 @@ class Detector(Protocol):
 
     def is_class_head(self, name: str) -> bool:
         """Whether this variable's shape depends on the number of classes."""
+
+    def class_layout(self, name: str) -> ClassLayout | None:
+        """Where in a variable each class has its outputs; None for a variable that is the same for all classes."""

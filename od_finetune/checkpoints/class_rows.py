@@ -1,0 +1,175 @@
+"""Rows of class predictors, carried over from a checkpoint of other classes: pure shapes and arrays.
+
+A row is what belongs to one class: its columns of the last axis of a kernel, its entry of the biases.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from od_finetune.checkpoints.class_match import ANEW, MEAN, RENAMED, SAME_NAME, ClassStart
+from od_finetune.errors import UserError
+from od_finetune.fields import ClassLayout
+
+_FIELD = "train_config.class_transfer"
+
+
+class Transplant(NamedTuple):
+    """How the rows of one variable are put together."""
+
+    target: ClassLayout
+    source: ClassLayout
+    slots: tuple[tuple[int, ...], ...]  # for each of the target's, the source's whose mean it is; none: its own start
+
+    def __call__(self, start: np.ndarray, value: np.ndarray) -> np.ndarray:
+        """The model's values, `[..., target.size]`, with rows of the checkpoint's, `[..., source.size]`; a new array
+        of the model's type. A row that comes from one class alone is copied bit for bit."""
+        result, rows = self._split(start, self.target).copy(), self._split(value, self.source)
+        for slot, sources in enumerate(self.slots):
+            if len(sources) == 1:
+                result[..., slot, :] = rows[..., sources[0], :]
+            elif sources:
+                result[..., slot, :] = np.mean(rows[..., list(sources), :], axis=-2)
+        return result.reshape(start.shape)
+
+    @staticmethod
+    def _split(value: np.ndarray, layout: ClassLayout) -> np.ndarray:
+        return value.reshape(*value.shape[:-1], layout.groups, layout.slots, layout.width)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassTransfer:
+    """What each class of the model starts from, for every variable of its class predictors.
+
+    Attributes:
+      starts: one per item of the model's label map.
+      source_path: the label map of the checkpoint's classes, for messages.
+      source_ids: its ids by name.
+      near_misses: classes that start anew though the checkpoint has one in another spelling.
+    """
+
+    starts: tuple[ClassStart, ...]
+    source_path: str
+    source_ids: Mapping[str, int]
+    near_misses: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def num_source_classes(self) -> int:
+        """The smallest number of classes that holds every label of the source."""
+        return max(self.source_ids.values())
+
+    def plan(
+        self, name: str, target: ClassLayout, shape: tuple[int, ...], source_shape: tuple[int, ...]
+    ) -> Transplant | None:
+        """How a variable gets its rows; None where shapes differ in more than the classes, so that no row fits.
+
+        Args:
+          name: of the variable, for messages.
+          target: the layout of the model's variable.
+          shape: the model's.
+          source_shape: the checkpoint's.
+
+        Raises:
+          UserError: the checkpoint has fewer classes than its label map.
+        """
+        if len(shape) != len(source_shape) or shape[:-1] != source_shape[:-1] or shape[-1] != target.size:
+            return None
+        if source_shape[-1] % (target.groups * target.width):
+            return None
+        source = self._source_layout(name, target, source_shape[-1] // (target.groups * target.width))
+        slots: list[tuple[int, ...]] = [()] * target.slots
+        if target.background is not None and source.background is not None:
+            slots[target.background] = (source.background,)
+        for start in self.starts:
+            slots[target.slot(start.id - 1)] = tuple(source.slot(id_ - 1) for id_ in start.source_ids)
+        return Transplant(target, source, tuple(slots))
+
+    def _source_layout(self, name: str, target: ClassLayout, slots: int) -> ClassLayout:
+        """What the checkpoint's variable holds, from its size and the label map.
+
+        One slot more than classes is a background, the first, in every checkpoint of the OD API. Still more are
+        classes that the label map does not name (Open Images: 545 labels, 546 classes); a background is then where the
+        model has one. Boxes have no background.
+        """
+        classes = self.num_source_classes
+        if slots < classes:
+            raise UserError(
+                f"{_FIELD}.source_label_map: {self.source_path} has ids up to {classes}, but the checkpoint has "
+                f"{slots} outputs per {'anchor' if target.groups > 1 else 'location'} in {name}: it is the label map "
+                "of another checkpoint."
+            )
+        has_background = target.background is not None if slots > classes + 1 else slots == classes + 1
+        background = 0 if has_background and target.width == 1 else None
+        return ClassLayout(target.groups, slots, background, target.width)
+
+
+class ClassReport:
+    """What a plan tells about a transfer: which class got what.
+
+    Args:
+      transfer: decided by name.
+      transplants: of the variables that rows are carried over into, by name.
+    """
+
+    def __init__(self, transfer: ClassTransfer, transplants: Mapping[str, Transplant]) -> None:
+        self._transfer = transfer
+        self._transplants = dict(transplants)
+        sources = {start_id for start in transfer.starts for start_id in start.source_ids}
+        self.unused = [name for name, id_ in transfer.source_ids.items() if id_ not in sources]
+
+    @property
+    def background(self) -> str:
+        """What became of the background: `carried over`, `starts anew`, `left out` or `none`."""
+        scores = [one for one in self._transplants.values() if one.target.width == 1]
+        here = any(one.target.background is not None for one in scores)
+        there = any(one.source.background is not None for one in scores)
+        return {(True, True): "carried over", (True, False): ANEW, (False, True): "left out"}.get((here, there), "none")
+
+    def problem(self, reason: str) -> str | None:
+        """Why a plan must not be applied: no variable gets rows, for `reason`. None if one does."""
+        if self._transplants:
+            return None
+        return f"{_FIELD}: no row of a class predictor can be carried over: {reason}"
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values: `source_label_map`, `background`, `classes` (name, id, how, sources, source_ids), `unused`
+        (classes of the checkpoint that nothing starts from), `variables` (names)."""
+        return {
+            "source_label_map": self._transfer.source_path,
+            "background": self.background,
+            "classes": [start._asdict() for start in self._transfer.starts],
+            "unused": self.unused,
+            "variables": list(self._transplants),
+        }
+
+    def lines(self) -> list[str]:
+        """For people: which classes got what, by kind."""
+        by_how = collections.defaultdict(list)
+        for start in self._transfer.starts:
+            by_how[start.how].append(start)
+        lines = [f"Class rows, by {self._transfer.source_path}, in {len(self._transplants)} variables:"]
+        if self.background != "none":
+            lines.append(f"  background: {self.background}")
+        lines += _listed("carried over under the same name", [start.name for start in by_how[SAME_NAME]])
+        lines += _listed("renamed", [f"{start.sources[0]} -> {start.name}" for start in by_how[RENAMED]])
+        lines += _listed("mean", [f"{start.name} from {' + '.join(start.sources)}" for start in by_how[MEAN]])
+        lines += _listed("start anew", [start.name for start in by_how[ANEW]])
+        lines += _listed("of the checkpoint, not used", self.unused)
+        for name, spelling in self._transfer.near_misses.items():
+            lines.append(
+                f"  Notice: {name!r} starts anew, but the checkpoint has {spelling!r}. The same? Then rename "
+                f"{{ from: {spelling!r} to: {name!r} }}."
+            )
+        return lines
+
+
+def _listed(title: str, entries: list[str], limit: int = 20) -> list[str]:
+    if not entries:
+        return []
+    more = f", and {len(entries) - limit} more" if len(entries) > limit else ""
+    return [f"  {title} ({len(entries)}): {', '.join(entries[:limit])}{more}"]
