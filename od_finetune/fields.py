@@ -23,6 +23,7 @@ LOSSES = "Loss/"  # what the names of losses begin with
 LOCALIZATION_LOSS = "Loss/localization_loss"
 CLASSIFICATION_LOSS = "Loss/classification_loss"
 REGULARIZATION_LOSS = "Loss/regularization_loss"
+DISTILLATION_LOSS = "Loss/distillation_loss"
 TOTAL_LOSS = "Loss/total_loss"
 
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from od_finetune.checkpoints.class_match import ANEW, MEAN, RENAMED, SAME_NAME, ClassStart
+from od_finetune.checkpoints.records import Row, Status
 from od_finetune.errors import UserError
 from od_finetune.fields import ClassLayout
 
@@ -108,6 +109,52 @@ class ClassTransfer:
         return ClassLayout(target.groups, slots, background, target.width)
 
 
+def transplanted(
+    rows: Sequence[Row], transfer: ClassTransfer | None, class_layout: Callable[[str], ClassLayout | None]
+) -> tuple[tuple[Row, ...], dict[str, Transplant]]:
+    """The rows of a plan with those of class predictors put together by class, and how, by variable.
+
+    Also where the shapes agree: as many classes need not be the same ones.
+
+    Raises:
+      UserError: as `ClassTransfer.plan`.
+    """
+    if transfer is None:
+        return tuple(rows), {}
+    transplants: dict[str, Transplant] = {}
+    for row in rows:
+        layout = class_layout(row.name) if row.source_shape is not None else None
+        transplant = transfer.plan(row.name, layout, row.shape, row.source_shape) if layout is not None else None
+        if transplant is not None:
+            transplants[row.name] = transplant
+    return tuple(
+        row._replace(status=Status.TRANSPLANTED) if row.name in transplants else row for row in rows
+    ), transplants
+
+
+def problem(
+    rows: Sequence[Row], transfer: ClassTransfer | None, transplants: Mapping[str, Transplant]
+) -> str | None:
+    """Why a plan with a transfer must not be applied: it carries nothing over. None if it does."""
+    if transfer is None or transplants:
+        return None
+    predictors = [row for row in rows if row.class_head]
+    if any(row.status is Status.LEFT_OUT for row in predictors):
+        reason = (
+            "the type leaves heads out. Set fine_tune_checkpoint_type: 'detection' with fine_tune_checkpoint_version: "
+            "V1, or 'full'"
+        )
+    elif any(row.status is Status.SHAPE_DIFFERS for row in predictors):
+        row = next(row for row in predictors if row.status is Status.SHAPE_DIFFERS)
+        reason = (
+            f"shapes differ in more than the number of classes: {row.name} is {list(row.source_shape or ())} in the "
+            f"checkpoint, {list(row.shape)} in the model. Do anchors per location or depths differ?"
+        )
+    else:
+        reason = "the checkpoint has no class predictor. Take class_transfer out"
+    return f"{_FIELD}: no row of a class predictor can be carried over: {reason}."
+
+
 class ClassReport:
     """What a plan tells about a transfer: which class got what.
 
@@ -129,12 +176,6 @@ class ClassReport:
         here = any(one.target.background is not None for one in scores)
         there = any(one.source.background is not None for one in scores)
         return {(True, True): "carried over", (True, False): ANEW, (False, True): "left out"}.get((here, there), "none")
-
-    def problem(self, reason: str) -> str | None:
-        """Why a plan must not be applied: no variable gets rows, for `reason`. None if one does."""
-        if self._transplants:
-            return None
-        return f"{_FIELD}: no row of a class predictor can be carried over: {reason}"
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values: `source_label_map`, `background`, `classes` (name, id, how, sources, source_ids), `unused`

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from od_finetune import names
-from od_finetune.checkpoints import report, vocabularies
-from od_finetune.checkpoints.records import FULL, Row, Status
+from od_finetune.checkpoints import class_rows, report, vocabularies
+from od_finetune.checkpoints.records import DONE, FULL, Row, Status
 
 if TYPE_CHECKING:
     from od_finetune.checkpoints.plan import RestorePlan
@@ -31,8 +31,10 @@ def problem(plan: RestorePlan, tf2_names: Mapping[str, str]) -> str | None:
             f"{restored or 'none'} of {len(backbone)} {what}. {_cause(plan, backbone, tf2_names)} "
             f"{_scopes(plan, backbone)}"
         )
-    misfits = [row for row in selected if row.status is not Status.RESTORED]
-    return _mismatches(plan, misfits) if plan.request.type == FULL and misfits else None
+    misfits = [row for row in selected if row.status not in DONE]
+    if plan.request.type == FULL and misfits:
+        return _mismatches(plan, misfits)
+    return class_rows.problem(plan.rows, plan.transfer, plan.transplants)
 
 
 def _mismatches(plan: RestorePlan, misfits: Sequence[Row]) -> str:

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from od_finetune import files
-from od_finetune.checkpoints import diagnosis, report, vocabularies
-from od_finetune.checkpoints.records import CLASSIFICATION, RestoreRequest, Row, Status
+from od_finetune.checkpoints import class_rows, diagnosis, report, vocabularies
+from od_finetune.checkpoints.records import CLASSIFICATION, DONE, RestoreRequest, Row, Status
 from od_finetune.checkpoints.source import Source
 from od_finetune.errors import UserError
+from od_finetune.fields import ClassLayout
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,8 @@ class RestorePlan:
     rows: tuple[Row, ...]
     unused: tuple[str, ...]  # source weights that no row restores, sorted
     num_classes: int | None = None
+    transfer: class_rows.ClassTransfer | None = None
+    transplants: Mapping[str, class_rows.Transplant] = dataclasses.field(default_factory=dict)  # by variable
     problem: str | None = None  # why this plan must not be applied
 
     @classmethod
@@ -43,6 +46,8 @@ class RestorePlan:
         part: Callable[[str], str],
         is_class_head: Callable[[str], bool],
         num_classes: int | None = None,
+        transfer: class_rows.ClassTransfer | None = None,
+        class_layout: Callable[[str], ClassLayout | None] = lambda name: None,
     ) -> RestorePlan:
         """Matches every model variable against the source; reads no weights.
 
@@ -54,6 +59,11 @@ class RestorePlan:
           part: canonical name -> `backbone`, `neck` or `head`.
           is_class_head: whether a canonical name's shape depends on the number of classes.
           num_classes: the model's number of classes, to state outputs per anchor.
+          transfer: carries rows of the class predictor over by name.
+          class_layout: where in a variable each class has its outputs, by canonical name; needed by `transfer`.
+
+        Raises:
+          UserError: the transfer's label map is not the checkpoint's.
         """
         by_type = vocabularies.CLASSIFICATION if request.type == CLASSIFICATION else vocabularies.DETECTION
         finder = vocabularies.Finder(source, by_type)
@@ -61,8 +71,10 @@ class RestorePlan:
             _row(name, tuple(variable.shape), finder, request, tf2_names.get(name, ""), part(name), is_class_head(name))
             for name, variable in variables.items()
         )
-        used = {row.source for row in rows if row.status is Status.RESTORED}
-        plan = cls(source, request, rows, tuple(name for name in source.names() if name not in used), num_classes)
+        rows, transplants = class_rows.transplanted(rows, transfer, class_layout)
+        used = {row.source for row in rows if row.status in DONE}
+        unused = tuple(name for name in source.names() if name not in used)
+        plan = cls(source, request, rows, unused, num_classes, transfer, transplants)
         return dataclasses.replace(plan, problem=diagnosis.problem(plan, tf2_names))
 
     def with_status(self, status: Status) -> list[Row]:
@@ -83,11 +95,12 @@ class RestorePlan:
 
         `checkpoint`, `kind`: what was opened. `type`, `version`, `feature_extractor_only`, `notices`: the request.
         `problem`: why it is refused, or null. `counts`: status -> number of variables. `class_head`: the sentence
-        about class outputs that start anew, or null. `rows`: in the model's order, each `name`, `part`, `shape`,
-        `status` (`restored`, `shape differs`, `not in checkpoint`, `left out by type`), `source` and `source_shape`
-        (null if not found or not looked for), `rule` (`same name`, `TF2 name`, `classification net`, ..., or null),
-        `class_head`. `unused`: names of the checkpoint's weights that are not restored, sorted. `other_entries`:
-        number of its entries that are no weights.
+        about class outputs that start anew, or null. `class_rows`: which class got what (`ClassReport.to_json`), or
+        null. `rows`: in the model's order, each `name`, `part`, `shape`, `status` (`restored`, `rows transplanted`,
+        `shape differs`, `not in checkpoint`, `left out by type`), `source` and `source_shape` (null if not found or
+        not looked for), `rule` (`same name`, `TF2 name`, `classification net`, ..., or null), `class_head`. `unused`:
+        names of the checkpoint's weights that are not restored, sorted. `other_entries`: number of its entries that
+        are no weights.
         """
         counts = collections.Counter(row.status for row in self.rows)
         return {
@@ -100,6 +113,7 @@ class RestorePlan:
             "problem": self.problem,
             "counts": {status.value: counts[status] for status in Status},
             "class_head": report.class_head(self),
+            "class_rows": class_rows.ClassReport(self.transfer, self.transplants).to_json() if self.transfer else None,
             "rows": [row._asdict() | {"status": row.status.value} for row in self.rows],
             "unused": list(self.unused),
             "other_entries": len(self.source.other_entries()),
@@ -122,14 +136,16 @@ class RestorePlan:
         """
         self.check()
         self._warn()
-        restored = self.with_status(Status.RESTORED)
+        restored = [row for row in self.rows if row.status in DONE]
         values: dict[str, np.ndarray] = {}
         for row in restored:
             if row.source not in values:
                 values[row.source] = _read(self.source, row.source)
         for row in restored:
-            variable = variables[row.name]
-            variable.assign(values[row.source].astype(variable.dtype.as_numpy_dtype, copy=False))
+            variable, value = variables[row.name], values[row.source]
+            if row.name in self.transplants:
+                value = self.transplants[row.name](variable.numpy(), value)
+            variable.assign(value.astype(variable.dtype.as_numpy_dtype, copy=False))
 
     def _warn(self) -> None:
         for row in self.with_status(Status.NOT_IN_CHECKPOINT):

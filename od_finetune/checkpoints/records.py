@@ -14,9 +14,13 @@ class Status(str, enum.Enum):
     """What becomes of one model variable."""
 
     RESTORED = "restored"
+    TRANSPLANTED = "rows transplanted"  # those of classes that the checkpoint knows; see class_rows
     SHAPE_DIFFERS = "shape differs"
     NOT_IN_CHECKPOINT = "not in checkpoint"
     LEFT_OUT = "left out by type"
+
+
+DONE = (Status.RESTORED, Status.TRANSPLANTED)
 
 
 class Row(NamedTuple):

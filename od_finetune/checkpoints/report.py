@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from od_finetune import names, text_table
-from od_finetune.checkpoints.records import FULL, Row, Status
+from od_finetune.checkpoints import class_rows
+from od_finetune.checkpoints.records import DONE, FULL, Row, Status
 
 if TYPE_CHECKING:
     from od_finetune.checkpoints.plan import RestorePlan
@@ -26,6 +27,8 @@ def text(plan: RestorePlan) -> str:
     ]
     if sentence := class_head(plan):
         lines.append(sentence)
+    if plan.transfer is not None:
+        lines += class_rows.ClassReport(plan.transfer, plan.transplants).lines()
     lines += _list("Shape differs", [shape_difference(row) for row in plan.with_status(Status.SHAPE_DIFFERS)])
     lines += _list("Not in checkpoint", [row.name for row in plan.with_status(Status.NOT_IN_CHECKPOINT)])
     backbone = [row for row in plan.rows if row.part == "backbone"]
@@ -39,7 +42,7 @@ def text(plan: RestorePlan) -> str:
 
 def class_head(plan: RestorePlan) -> str | None:
     """Says that and why the class outputs start anew; None if they do not."""
-    fresh = [row for row in plan.rows if row.class_head and row.status is not Status.RESTORED]
+    fresh = [row for row in plan.rows if row.class_head and row.status not in DONE]
     if not fresh:
         return None
     start = f"class head: {len(fresh)} variables start anew: "

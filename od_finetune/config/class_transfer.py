@@ -21,6 +21,12 @@ class KeptClasses(NamedTuple):
     freeze_rows: bool
     distillation_weight: float
     labelled: bool
+    softmax: bool  # classes exclude each other
+
+
+def label_maps(config: TrainEvalPipelineConfig) -> list[str]:
+    """The files that `class_transfer` and `kept_classes` read."""
+    return [config.train_config.class_transfer.source_label_map, config.train_input_reader.label_map_path]
 
 
 def class_transfer(config: TrainEvalPipelineConfig) -> ClassTransfer | None:
@@ -32,6 +38,8 @@ def class_transfer(config: TrainEvalPipelineConfig) -> ClassTransfer | None:
     settings = config.train_config.class_transfer
     if not config.train_config.HasField("class_transfer"):
         return None
+    if not config.train_config.fine_tune_checkpoint and not config.train_config.restore:
+        raise UserError(f"{FIELD}: is set, but no checkpoint is restored to carry rows over from")
     if not settings.source_label_map:
         raise UserError(f"{FIELD}.source_label_map: is not set; name the label map of the checkpoint's classes")
     there = load_label_map(settings.source_label_map).check()
@@ -64,7 +72,12 @@ def kept_classes(config: TrainEvalPipelineConfig) -> KeptClasses | None:
     ids = _named(config) if settings.name else _carried(transfer)
     if transfer is not None:
         _check_carried(ids, transfer)
-    return KeptClasses(ids, settings.freeze_rows, settings.distillation_weight, settings.labelled)
+    predictor = config.model.ssd.box_predictor.convolutional_box_predictor
+    if settings.distillation_weight and predictor.apply_sigmoid_to_scores:
+        raise UserError(f"{KEEP}.distillation_weight: needs logits, but the box predictor has apply_sigmoid_to_scores")
+    return KeptClasses(
+        ids, settings.freeze_rows, settings.distillation_weight, settings.labelled, _is_softmax(config)
+    )
 
 
 def _named(config: TrainEvalPipelineConfig) -> dict[str, int]:
@@ -89,3 +102,7 @@ def _check_carried(ids: dict[str, int], transfer: ClassTransfer) -> None:
         raise UserError(
             f"{KEEP}.name: {', '.join(map(repr, anew))} is not carried over by class_transfer: there is nothing to keep"
         )
+
+
+def _is_softmax(config: TrainEvalPipelineConfig) -> bool:
+    return "softmax" in (config.model.ssd.loss.classification_loss.WhichOneof("classification_loss") or "")

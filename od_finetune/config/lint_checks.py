@@ -62,6 +62,9 @@ def train(config: TrainEvalPipelineConfig) -> list[Finding]:
     found += _averages(config)
     found += _checkpoint_type(settings)
     found += lint_files.checkpoint("train_config.fine_tune_checkpoint", settings.fine_tune_checkpoint)
+    if settings.HasField("class_transfer"):
+        file = settings.class_transfer.source_label_map
+        found += lint_files.source_label_map("train_config.class_transfer.source_label_map", file)
     if config.HasField("train_input_reader"):
         found += lint_files.input_reader("train_input_reader", config.train_input_reader, num_classes(config))
     else:

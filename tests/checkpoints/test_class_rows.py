@@ -110,7 +110,7 @@ def test_classes_without_a_label_take_up_outputs():
 
 
 def test_a_label_map_of_another_checkpoint_is_refused():
-    with pytest.raises(UserError, match="source.pbtxt has ids up to 6, but the checkpoint has 5 outputs per anchor in h"):
+    with pytest.raises(UserError, match="source.pbtxt has ids up to 6, but the checkpoint has 5 outputs per anchor"):
         transfer().plan("head", ClassLayout(3, 5, 0), (15,), (15,))
 
 
@@ -137,7 +137,6 @@ def test_report_says_which_class_got_what():
         "name": "x", "id": 5, "how": "renamed", "sources": ["cross"], "source_ids": [6]
     }  # fmt: skip
     assert content["unused"] == ["fish", "moon"] and content["variables"] == ["head"]
-    assert report.problem("why") is None and ClassReport(moved, {}).problem("why").endswith("carried over: why")
 
 
 def test_report_points_out_another_spelling():
