@@ -21,6 +21,7 @@ from PIL import Image
 
 from od_finetune import fields, files, visualization
 from od_finetune.checkpoints.plan import RestorePlan
+from od_finetune.checkpoints.records import Target
 from od_finetune.checkpoints.source import open_source
 from od_finetune.config import class_transfer, evaluation, export, label_map, lint, pipeline, restore, training
 from od_finetune.config.datasets import build_eval_dataset, build_train_dataset, input_files
@@ -135,26 +136,21 @@ def evaluate(options: Options, checkpoint_dir: str, run_once: bool = False, time
 def restore_checkpoint(
     detector: fields.Detector, config: TrainEvalPipelineConfig, model_dir: str
 ) -> RestorePlan | None:
-    """Plans, shows and does what train_config's `fine_tune_checkpoint` fields ask for; None if that is nothing."""
-    request = restore.restore_request(config.train_config)
-    if request is None:
+    """Plans, shows and does what train_config's `fine_tune_checkpoint` and `restore` ask for; None if that is nothing.
+
+    Raises:
+      ShortfallError: less is restored than `min_restored_fraction` and `require` demand.
+      UserError: a checkpoint or a rule can't be used.
+    """
+    requests, demand = restore.restore_requests(config.train_config), restore.restore_demand(config.train_config)
+    if not requests and not demand:
         logger.info("No fine_tune_checkpoint: training starts from random weights.")
         return None
-    variables = detector.named_variables()
-    plan = RestorePlan.compute(
-        variables,
-        open_source(request.path),
-        request,
-        detector.tf2_names(),
-        detector.part,
-        detector.is_class_head,
-        detector.num_classes,
-        class_transfer.class_transfer(config),
-        detector.class_layout,
-    )
+    sources = [(open_source(request.path), request) for request in requests]
+    plan = RestorePlan.compute(Target.of(detector), sources, demand, class_transfer.class_transfer(config))
     logger.info("%s", plan.text())
     plan.write(Path(model_dir, RESTORE_PLAN))
-    plan.apply(variables)
+    plan.apply(detector.named_variables())
     return plan
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from od_finetune.checkpoints.class_match import ANEW, MEAN, RENAMED, SAME_NAME, ClassStart
-from od_finetune.checkpoints.records import Row, Status
+from od_finetune.checkpoints.records import Inputs, Row, Status
 from od_finetune.errors import UserError
 from od_finetune.fields import ClassLayout
 
@@ -21,15 +21,16 @@ _FIELD = "train_config.class_transfer"
 
 
 class Transplant(NamedTuple):
-    """How the rows of one variable are put together."""
+    """How the rows of one variable are put together. A `records.Step`."""
 
     target: ClassLayout
     source: ClassLayout
     slots: tuple[tuple[int, ...], ...]  # for each of the target's, the source's whose mean it is; none: its own start
 
-    def __call__(self, start: np.ndarray, value: np.ndarray) -> np.ndarray:
-        """The model's values, `[..., target.size]`, with rows of the checkpoint's, `[..., source.size]`; a new array
+    def __call__(self, value: np.ndarray, inputs: Inputs) -> np.ndarray:
+        """The model's own start, `[..., target.size]`, with rows of the checkpoint's, `[..., source.size]`; a new array
         of the model's type. A row that comes from one class alone is copied bit for bit."""
+        start = inputs.start()
         result, rows = self._split(start, self.target).copy(), self._split(value, self.source)
         for slot, sources in enumerate(self.slots):
             if len(sources) == 1:
@@ -37,6 +38,10 @@ class Transplant(NamedTuple):
             elif sources:
                 result[..., slot, :] = np.mean(rows[..., list(sources), :], axis=-2)
         return result.reshape(start.shape)
+
+    def __str__(self) -> str:
+        filled = sum(bool(sources) for sources in self.slots)
+        return f"{filled} of {self.target.slots} rows by class"
 
     @staticmethod
     def _split(value: np.ndarray, layout: ClassLayout) -> np.ndarray:
@@ -110,9 +115,9 @@ class ClassTransfer:
 
 
 def transplanted(
-    rows: Sequence[Row], transfer: ClassTransfer | None, class_layout: Callable[[str], ClassLayout | None]
-) -> tuple[tuple[Row, ...], dict[str, Transplant]]:
-    """The rows of a plan with those of class predictors put together by class, and how, by variable.
+    rows: tuple[Row, ...], transfer: ClassTransfer | None, class_layout: Callable[[str], ClassLayout | None]
+) -> tuple[Row, ...]:
+    """The rows of a plan with those of class predictors put together by class.
 
     Also where the shapes agree: as many classes need not be the same ones.
 
@@ -120,93 +125,91 @@ def transplanted(
       UserError: as `ClassTransfer.plan`.
     """
     if transfer is None:
-        return tuple(rows), {}
-    transplants: dict[str, Transplant] = {}
+        return rows
+    result = []
     for row in rows:
         layout = class_layout(row.name) if row.source_shape is not None else None
         transplant = transfer.plan(row.name, layout, row.shape, row.source_shape) if layout is not None else None
         if transplant is not None:
-            transplants[row.name] = transplant
-    return tuple(
-        row._replace(status=Status.TRANSPLANTED) if row.name in transplants else row for row in rows
-    ), transplants
+            row = row._replace(status=Status.TRANSPLANTED, steps=(*row.steps, transplant))
+        result.append(row)
+    return tuple(result)
 
 
-def problem(
-    rows: Sequence[Row], transfer: ClassTransfer | None, transplants: Mapping[str, Transplant]
-) -> str | None:
+def problem(rows: Sequence[Row], transfer: ClassTransfer | None) -> str | None:
     """Why a plan with a transfer must not be applied: it carries nothing over. None if it does."""
-    if transfer is None or transplants:
+    if transfer is None or _transplants(rows):
         return None
     predictors = [row for row in rows if row.class_head]
-    if any(row.status is Status.LEFT_OUT for row in predictors):
-        reason = (
-            "the type leaves heads out. Set fine_tune_checkpoint_type: 'detection' with fine_tune_checkpoint_version: "
-            "V1, or 'full'"
-        )
-    elif any(row.status is Status.SHAPE_DIFFERS for row in predictors):
-        row = next(row for row in predictors if row.status is Status.SHAPE_DIFFERS)
+    different = [row for row in predictors if row.status is Status.SHAPE_DIFFERS]
+    if different:
+        row = different[0]
         reason = (
             f"shapes differ in more than the number of classes: {row.name} is {list(row.source_shape or ())} in the "
             f"checkpoint, {list(row.shape)} in the model. Do anchors per location or depths differ?"
         )
+    elif any(row.status is Status.LEFT_OUT for row in predictors):
+        reason = (
+            "fine_tune_checkpoint_type (or scope) leaves heads out. Take type 'detection' with "
+            "fine_tune_checkpoint_version: V1, or 'full'."
+        )
     else:
-        reason = "the checkpoint has no class predictor. Take class_transfer out"
-    return f"{_FIELD}: no row of a class predictor can be carried over: {reason}."
+        reason = "the checkpoint has no class predictor. Take class_transfer out."
+    return f"{_FIELD}: no row of a class predictor can be carried over: {reason}"
 
 
-class ClassReport:
-    """What a plan tells about a transfer: which class got what.
+def to_json(rows: Sequence[Row], transfer: ClassTransfer) -> dict[str, Any]:
+    """Which class got what, as JSON values.
 
-    Args:
-      transfer: decided by name.
-      transplants: of the variables that rows are carried over into, by name.
+    `source_label_map`; `background`: see `background`; `classes`: in the order of the label map, each `name`, `id`,
+    `how`, `sources`, `source_ids`; `unused`: classes of the checkpoint that nothing starts from; `variables`: those
+    that rows are carried over into.
     """
+    return {
+        "source_label_map": transfer.source_path,
+        "background": background(rows),
+        "classes": [start._asdict() for start in transfer.starts],
+        "unused": _unused(transfer),
+        "variables": list(_transplants(rows)),
+    }
 
-    def __init__(self, transfer: ClassTransfer, transplants: Mapping[str, Transplant]) -> None:
-        self._transfer = transfer
-        self._transplants = dict(transplants)
-        sources = {start_id for start in transfer.starts for start_id in start.source_ids}
-        self.unused = [name for name, id_ in transfer.source_ids.items() if id_ not in sources]
 
-    @property
-    def background(self) -> str:
-        """What became of the background: `carried over`, `starts anew`, `left out` or `none`."""
-        scores = [one for one in self._transplants.values() if one.target.width == 1]
-        here = any(one.target.background is not None for one in scores)
-        there = any(one.source.background is not None for one in scores)
-        return {(True, True): "carried over", (True, False): ANEW, (False, True): "left out"}.get((here, there), "none")
+def lines(rows: Sequence[Row], transfer: ClassTransfer) -> list[str]:
+    """Which class got what, for people."""
+    by_how = collections.defaultdict(list)
+    for start in transfer.starts:
+        by_how[start.how].append(start)
+    found = [f"Class rows, by {transfer.source_path}, in {len(_transplants(rows))} variables:"]
+    if background(rows) != "none":
+        found.append(f"  background: {background(rows)}")
+    found += _listed("carried over under the same name", [start.name for start in by_how[SAME_NAME]])
+    found += _listed("renamed", [f"{start.sources[0]} -> {start.name}" for start in by_how[RENAMED]])
+    found += _listed("mean", [f"{start.name} from {' + '.join(start.sources)}" for start in by_how[MEAN]])
+    found += _listed("start anew", [start.name for start in by_how[ANEW]])
+    found += _listed("of the checkpoint, not used", _unused(transfer))
+    for name, spelling in transfer.near_misses.items():
+        found.append(
+            f"  Notice: {name!r} starts anew, but the checkpoint has {spelling!r}. The same? Then rename "
+            f"{{ from: {spelling!r} to: {name!r} }}."
+        )
+    return found
 
-    def to_json(self) -> dict[str, Any]:
-        """As JSON values: `source_label_map`, `background`, `classes` (name, id, how, sources, source_ids), `unused`
-        (classes of the checkpoint that nothing starts from), `variables` (names)."""
-        return {
-            "source_label_map": self._transfer.source_path,
-            "background": self.background,
-            "classes": [start._asdict() for start in self._transfer.starts],
-            "unused": self.unused,
-            "variables": list(self._transplants),
-        }
 
-    def lines(self) -> list[str]:
-        """For people: which classes got what, by kind."""
-        by_how = collections.defaultdict(list)
-        for start in self._transfer.starts:
-            by_how[start.how].append(start)
-        lines = [f"Class rows, by {self._transfer.source_path}, in {len(self._transplants)} variables:"]
-        if self.background != "none":
-            lines.append(f"  background: {self.background}")
-        lines += _listed("carried over under the same name", [start.name for start in by_how[SAME_NAME]])
-        lines += _listed("renamed", [f"{start.sources[0]} -> {start.name}" for start in by_how[RENAMED]])
-        lines += _listed("mean", [f"{start.name} from {' + '.join(start.sources)}" for start in by_how[MEAN]])
-        lines += _listed("start anew", [start.name for start in by_how[ANEW]])
-        lines += _listed("of the checkpoint, not used", self.unused)
-        for name, spelling in self._transfer.near_misses.items():
-            lines.append(
-                f"  Notice: {name!r} starts anew, but the checkpoint has {spelling!r}. The same? Then rename "
-                f"{{ from: {spelling!r} to: {name!r} }}."
-            )
-        return lines
+def background(rows: Sequence[Row]) -> str:
+    """What became of the background: `carried over`, `starts anew`, `left out` or `none`."""
+    scores = [one for one in _transplants(rows).values() if one.target.width == 1]
+    here = any(one.target.background is not None for one in scores)
+    there = any(one.source.background is not None for one in scores)
+    return {(True, True): "carried over", (True, False): ANEW, (False, True): "left out"}.get((here, there), "none")
+
+
+def _transplants(rows: Sequence[Row]) -> dict[str, Transplant]:
+    return {row.name: row.steps[-1] for row in rows if row.status is Status.TRANSPLANTED}
+
+
+def _unused(transfer: ClassTransfer) -> list[str]:
+    used = {id_ for start in transfer.starts for id_ in start.source_ids}
+    return [name for name, id_ in transfer.source_ids.items() if id_ not in used]
 
 
 def _listed(title: str, entries: list[str], limit: int = 20) -> list[str]:

@@ -8,8 +8,10 @@ import re
 import numpy as np
 import pytest
 
+from od_finetune.checkpoints import class_rows
 from od_finetune.checkpoints.class_match import ClassNames, ClassStart, match
-from od_finetune.checkpoints.class_rows import ClassReport, ClassTransfer
+from od_finetune.checkpoints.class_rows import ClassTransfer
+from od_finetune.checkpoints.records import Inputs, Row, Status
 from od_finetune.data.label_map import Label
 from od_finetune.errors import UserError
 from od_finetune.fields import ClassLayout
@@ -28,6 +30,14 @@ def transfer(source=SOURCE, target=TARGET, **kw) -> ClassTransfer:
 
 def values(layout: ClassLayout, leading: tuple[int, ...], seed: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(*leading, layout.size)).astype(np.float32)
+
+
+def put(planned, start: np.ndarray, value: np.ndarray) -> np.ndarray:
+    return planned(value, Inputs(lambda name: pytest.fail("reads something else"), lambda: start))
+
+
+def plan_row(planned=None, status=Status.TRANSPLANTED, shape=(6,), source_shape=(7,)) -> Row:
+    return Row("head", "head", shape, status, "head", source_shape, "same name", True, 0, (planned,) if planned else ())
 
 
 def rows(value: np.ndarray, layout: ClassLayout, slot: int) -> np.ndarray:
@@ -59,7 +69,7 @@ def test_rows_go_where_their_class_is(kind):
     before = start.copy()
     planned = transfer(new=[("leaf", ("house", "moon"))]).plan("head", here, start.shape, value.shape)
     assert planned.source == there
-    result = planned(start, value)
+    result = put(planned, start, value)
     assert result.shape == start.shape and result.dtype == np.float32
     np.testing.assert_array_equal(start, before)
     np.testing.assert_array_equal(rows(result, here, here.slot(0)), rows(start, here, here.slot(0)))  # mug: anew
@@ -74,7 +84,8 @@ def test_rows_go_where_their_class_is(kind):
 def test_the_same_classes_in_another_order_are_not_taken_for_the_same_rows():
     layout = ClassLayout(1, 3, 0)
     value = values(layout, (4,), 1)
-    result = transfer(("a", "b"), ("b", "a")).plan("head", layout, (4, 3), (4, 3))(np.zeros((4, 3), np.float32), value)
+    planned = transfer(("a", "b"), ("b", "a")).plan("head", layout, (4, 3), (4, 3))
+    result = put(planned, np.zeros((4, 3), np.float32), value)
     np.testing.assert_array_equal(result, value[:, [0, 2, 1]])
 
 
@@ -91,14 +102,14 @@ def test_a_background_on_one_side_only(here, outputs, background, said):
     planned = transfer().plan("head", here, (here.size,), (outputs,))
     assert planned.source == ClassLayout(1, outputs, background)
     start, value = np.full(here.size, -1.0, np.float32), np.arange(outputs, dtype=np.float32)
-    result = planned(start, value)
+    result = put(planned, start, value)
     first = 1 if background == 0 else 0
     assert rows(result, here, here.slot(1))[0] == first  # star, the first class
     if here.background is not None:
         assert result[0] == (0 if background == 0 else -1)
-    report = ClassReport(transfer(), {"head": planned})
-    assert report.background == said
-    assert (f"  background: {said}" in report.lines()) == (said != "none")
+    assert class_rows.background([plan_row(planned)]) == said
+    lines = class_rows.lines([plan_row(planned)], transfer())
+    assert (f"  background: {said}" in lines) == (said != "none")
 
 
 def test_classes_without_a_label_take_up_outputs():
@@ -122,8 +133,8 @@ def test_shapes_that_differ_in_more_than_the_classes_do_not_fit(shape):
 def test_report_says_which_class_got_what():
     moved = transfer(target=("mug", "star", "leaf", "ring", "x"), rename=[("cross", "x")], new=[("leaf", ("house",))])
     planned = moved.plan("head", ClassLayout(1, 6, 0), (6,), (7,))
-    report = ClassReport(moved, {"head": planned})
-    assert report.lines() == [
+    assert str(planned) == "5 of 6 rows by class"
+    assert class_rows.lines([plan_row(planned)], moved) == [
         "Class rows, by source.pbtxt, in 1 variables:",
         "  background: carried over",
         "  carried over under the same name (2): star, ring",
@@ -132,7 +143,7 @@ def test_report_says_which_class_got_what():
         "  start anew (1): mug",
         "  of the checkpoint, not used (2): fish, moon",
     ]
-    content = json.loads(json.dumps(report.to_json()))
+    content = json.loads(json.dumps(class_rows.to_json([plan_row(planned)], moved)))
     assert content["classes"][4] == {
         "name": "x", "id": 5, "how": "renamed", "sources": ["cross"], "source_ids": [6]
     }  # fmt: skip
@@ -141,7 +152,22 @@ def test_report_says_which_class_got_what():
 
 def test_report_points_out_another_spelling():
     moved = ClassTransfer((ClassStart("Star", 1, "starts anew"),), "s.pbtxt", {"star": 1}, {"Star": "star"})
-    assert "rename { from: 'star' to: 'Star' }" in ClassReport(moved, {}).lines()[-1]
+    assert "rename { from: 'star' to: 'Star' }" in class_rows.lines([], moved)[-1]
+
+
+@pytest.mark.parametrize(
+    "status, said",
+    [
+        (Status.LEFT_OUT, "leaves heads out.*'detection' with fine_tune_checkpoint_version: V1"),
+        (Status.SHAPE_DIFFERS, r"shapes differ in more than the number of classes: head is \[7\] in the ch.*\[6\]"),
+        (Status.NOT_IN_CHECKPOINT, "the checkpoint has no class predictor"),
+    ],
+)
+def test_a_plan_that_carries_nothing_over_is_refused(status, said):
+    assert re.search(said, class_rows.problem([plan_row(status=status)], transfer()))
+    planned = transfer().plan("head", ClassLayout(1, 5, 0), (5,), (7,))
+    assert class_rows.problem([plan_row(planned), plan_row(status=status)], transfer()) is None
+    assert class_rows.problem([plan_row(status=status)], None) is None
 
 
 # golden, how its class variables are spelled, groups of each, background, width, classes
@@ -186,7 +212,7 @@ def test_class_predictors_of_published_models(shared, golden, pattern, groups, b
         planned = moved.plan(name, here, start.shape, shape)
         assert planned.source == ClassLayout(groups, 90 + (background is not None), background, width), name
         value = np.broadcast_to(np.arange(shape[-1], dtype=np.float32), shape)
-        result = planned(start, value)
+        result = put(planned, start, value)
         last = rows(value, planned.source, planned.source.slots - 1)
         np.testing.assert_array_equal(rows(result, here, here.slots - 1), last)
         assert (rows(result, here, here.slot(0)) == -1).all()

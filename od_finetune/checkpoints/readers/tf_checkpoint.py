@@ -64,6 +64,10 @@ class TfCheckpoint:
         """Shape by name of the entries that may be a model's weights, sorted by name."""
         return {name: entry.shape for name, entry in self._entries.items() if entry.is_weight}
 
+    def order(self) -> None:
+        """A TensorFlow checkpoint keeps its entries sorted by name."""
+        return None
+
     def other_entries(self) -> dict[str, tuple[int, ...]]:
         """Shape by name of optimiser slots, moving averages and counters, sorted by name."""
         return {name: entry.shape for name, entry in self._entries.items() if not entry.is_weight}
