@@ -65,6 +65,9 @@ def train(config: TrainEvalPipelineConfig) -> list[Finding]:
     found += _averages(config)
     found += _checkpoint_type(settings)
     found += lint_files.checkpoint("train_config.fine_tune_checkpoint", settings.fine_tune_checkpoint)
+    if settings.HasField("class_transfer"):
+        file = settings.class_transfer.source_label_map
+        found += lint_files.source_label_map("train_config.class_transfer.source_label_map", file)
     for index, block in enumerate(settings.restore):
         found += lint_files.checkpoint(f"train_config.restore[{index}].checkpoint", block.checkpoint)
     if config.HasField("train_input_reader"):

@@ -209,3 +209,10 @@ class SSD(tf.Module):
     def is_class_head(self, name: str) -> bool:
         """Whether this variable's shape depends on the number of classes."""
         return self.head.is_class_head(name)
+
+    def class_layout(self, name: str) -> fields.ClassLayout | None:
+        """Where in a variable each class has its outputs; None for a variable that is the same for all classes."""
+        layout = self.head.class_layout(name)
+        if layout is None or layout.slots == self.num_classes:
+            return layout
+        return layout._replace(background=0)
