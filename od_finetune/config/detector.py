@@ -120,6 +120,7 @@ def build_network(ssd: ssd_pb2.Ssd, anchors_per_location: list[int]) -> tuple[Ne
         neck_rules=extractor.neck_rules,
         head_rules=head_rules,
         vocabularies=extractor.vocabularies,
+        normalize=extractor.normalize,
     )
     return network, extractor.pad_to_multiple
 

@@ -10,8 +10,9 @@ import tensorflow as tf
 from od_finetune.config import necks
 from od_finetune.config.hyperparams import build_hyperparams
 from od_finetune.errors import UserError
-from od_finetune.models.backbones import mobilenet_v1, mobilenet_v2
+from od_finetune.models.backbones import efficientnet_lite, mobilenet_v1, mobilenet_v2
 from od_finetune.models.layers import ConvHyperparams
+from od_finetune.models.normalization import EFFICIENTNET_LITE, SYMMETRIC, Normalization
 from od_finetune.names import Rules, Vocabulary, nearest
 from od_finetune.protos import ssd_pb2
 
@@ -25,6 +26,7 @@ class Family(NamedTuple):
     backbone_rules: Rules  # canonical -> TF2 name
     vocabularies: tuple[Vocabulary, ...]  # of published classification nets
     last_layer: int  # its number, from which names of layers count on
+    normalize: Normalization = SYMMETRIC
 
 
 class Row(NamedTuple):
@@ -50,6 +52,7 @@ class Extractor(NamedTuple):
     neck_rules: Rules
     keras: bool
     vocabularies: tuple[Vocabulary, ...]
+    normalize: Normalization
 
 
 MOBILENET_V1 = Family(
@@ -67,6 +70,16 @@ MOBILENET_V2 = Family(
     backbone_rules=mobilenet_v2.TF2_RULES,
     vocabularies=mobilenet_v2.VOCABULARIES,
     last_layer=19,
+)
+
+EFFICIENTNET_LITE0 = Family(
+    backbone=efficientnet_lite.EfficientNetLite0,
+    scope=f"FeatureExtractor/{efficientnet_lite.SCOPE}",
+    override=efficientnet_lite.override,
+    backbone_rules=efficientnet_lite.TF2_RULES,
+    vocabularies=efficientnet_lite.VOCABULARIES,
+    last_layer=efficientnet_lite.NUM_BLOCKS,
+    normalize=EFFICIENTNET_LITE,
 )
 
 
@@ -110,7 +123,24 @@ def _mobilenet_v2_fpn(keras: bool) -> Row:
     )
 
 
+# Not in the OD API: built as its TF2 half builds such extractors.
+_EFFICIENTNET_LITE0 = Row(
+    family=EFFICIENTNET_LITE0,
+    defaults=efficientnet_lite.DEFAULTS,
+    keras=True,
+    neck=necks.build_multires,
+    levels=("block_11/expand", "top"),
+    tf2_scope="ssd_efficientnet_lite0_feature_extractor",
+)
+_EFFICIENTNET_LITE0_FPN = _EFFICIENTNET_LITE0._replace(
+    neck=necks.build_fpn,
+    levels=("block_2", "block_4", "block_10", "block_15"),
+    tf2_scope="ssd_efficientnet_lite0_fpn_feature_extractor",
+)
+
 TABLE: dict[str, Row] = {
+    "ssd_efficientnet_lite0": _EFFICIENTNET_LITE0,
+    "ssd_efficientnet_lite0_fpn": _EFFICIENTNET_LITE0_FPN,
     "ssd_mobilenet_v1": _mobilenet_v1(keras=False),
     "ssd_mobilenet_v1_keras": _mobilenet_v1(keras=True),
     "ssd_mobilenet_v1_fpn": _mobilenet_v1_fpn(keras=False),
@@ -163,4 +193,5 @@ def build_extractor(proto: ssd_pb2.SsdFeatureExtractor, freeze_batchnorm: bool =
         neck_rules=neck.rules,
         keras=row.keras,
         vocabularies=family.vocabularies,
+        normalize=family.normalize,
     )

@@ -135,7 +135,7 @@ def divisible(depth: float, divisor: int = 8, minimum: int = 8) -> int:
 
 
 class InvertedResidual(tf.Module):
-    """Expand (1x1), depthwise 3x3, project (1x1, linear); the input is added where the shapes agree."""
+    """Expand (1x1), depthwise, project (1x1, linear); the input is added where the shapes agree."""
 
     def __init__(
         self,
@@ -146,11 +146,12 @@ class InvertedResidual(tf.Module):
         stride: int,
         expansion: int,
         explicit_padding: bool,
+        kernel_size: int = 3,
     ):
         super().__init__()
         wide = divisible(inputs * expansion)
         self.expand = ConvUnit(f"{scope}/expand", hyperparams, wide) if expansion > 1 else None
-        self.depthwise = ConvUnit(f"{scope}/depthwise", hyperparams, None, 3, stride, explicit_padding)
+        self.depthwise = ConvUnit(f"{scope}/depthwise", hyperparams, None, kernel_size, stride, explicit_padding)
         self.project = ConvUnit(f"{scope}/project", hyperparams, filters, activate=False)
         self._residual = stride == 1 and inputs == filters
 
