@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from od_finetune import names
-from od_finetune.checkpoints.readers import tf_checkpoint
+from od_finetune.checkpoints.readers import tf_checkpoint, torch_file
 from od_finetune.errors import UnreadableError, UserError
 
 
@@ -46,7 +46,11 @@ class Reader(NamedTuple):
     open: Callable[[str], Source]
 
 
-READERS: tuple[Reader, ...] = (Reader("TensorFlow checkpoint", tf_checkpoint.sniff, tf_checkpoint.open_checkpoint),)
+# Those that know a file by its first bytes come first: `checkpoint` and `model.ckpt` are also names of PyTorch files.
+READERS: tuple[Reader, ...] = (
+    Reader("PyTorch", torch_file.sniff, torch_file.open_torch),
+    Reader("TensorFlow checkpoint", tf_checkpoint.sniff, tf_checkpoint.open_checkpoint),
+)
 
 
 def open_source(path: str | os.PathLike[str]) -> Source:
