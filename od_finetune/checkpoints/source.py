@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from od_finetune import names
-from od_finetune.checkpoints.readers import tf_checkpoint, torch_file
+from od_finetune.checkpoints.readers import mxnet_params, safetensors_file, tf_checkpoint, torch_file
 from od_finetune.errors import UnreadableError, UserError
 
 
@@ -49,6 +49,8 @@ class Reader(NamedTuple):
 # Those that know a file by its first bytes come first: `checkpoint` and `model.ckpt` are also names of PyTorch files.
 READERS: tuple[Reader, ...] = (
     Reader("PyTorch", torch_file.sniff, torch_file.open_torch),
+    Reader("safetensors", safetensors_file.sniff, safetensors_file.open_safetensors),
+    Reader("MXNet", mxnet_params.sniff, mxnet_params.open_params),
     Reader("TensorFlow checkpoint", tf_checkpoint.sniff, tf_checkpoint.open_checkpoint),
 )
 

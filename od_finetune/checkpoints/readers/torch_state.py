@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from od_finetune.checkpoints.readers.values import shown
 from od_finetune.errors import UserError
 
 Leaf = Tensor | np.ndarray
+_T = TypeVar("_T", bound=Any)
 _Path = tuple[str, ...]
 # Keys that people keep a model's state_dict under, likeliest first; averaged weights only where there are no others.
 _HOMES = ("state_dict", "model_state_dict", "model_state", "model", "network", "net", "module", "weights", "params")
@@ -33,7 +35,7 @@ _MAX_ENTRIES = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
-class State:
+class State(Generic[_T]):
     """The entries of a checkpoint.
 
     Attributes:
@@ -43,13 +45,13 @@ class State:
       notes: sentences about what was decided.
     """
 
-    weights: Mapping[str, Leaf]
-    others: Mapping[str, Leaf]
+    weights: Mapping[str, _T]
+    others: Mapping[str, _T]
     aliases: Mapping[str, str]
     notes: tuple[str, ...]
 
 
-def find(root: object, path: str) -> State:
+def find(root: object, path: str) -> State[Leaf]:
     """Finds a model's weights in what a checkpoint's pickle gave.
 
     Args:
@@ -73,12 +75,29 @@ def find(root: object, path: str) -> State:
         (inside if is_inside else others)[".".join(below if is_inside else where)] = leaf
     if len(inside) + len(others) != len(entries):
         raise UserError(f"{path}: two of its tensors have the same name; save one model's state_dict alone")
-    notes = list(_home_notes(home, others))
-    inside, aliases, wrapper = _unwrapped(inside)
-    if wrapper:
-        notes.append(f"the prefix {wrapper!r}, which every weight's name had, was taken off")
-    weights = {name: leaf for name, leaf in inside.items() if _may_be_weight(name, leaf)}
-    return State(weights, {**others, **{n: inside[n] for n in inside if n not in weights}}, aliases, tuple(notes))
+    are_integers = {name: _is_number(leaf) for name, leaf in inside.items()}
+    state = split(inside, are_integers)
+    notes = (*_home_notes(home, others), *state.notes)
+    return State(state.weights, {**others, **state.others}, state.aliases, notes)
+
+
+def split(entries: Mapping[str, _T], are_integers: Mapping[str, bool]) -> State[_T]:
+    """Tells a state_dict's weights from its counters, and takes off the prefix of a wrapper that all names share.
+
+    Args:
+      entries: what the state_dict has; each has a `shape`.
+      are_integers: by name, of those without dimensions whether they count something.
+    """
+    prefix = _wrapper(entries)
+    weights, others, aliases = {}, {}, {}
+    for original, entry in entries.items():
+        name = original.removeprefix(prefix)
+        is_counter = _COUNTER.search(name) is not None or (not entry.shape and are_integers[original])
+        (others if is_counter else weights)[name] = entry
+        if prefix:
+            aliases[original] = name
+    notes = (f"the prefix {prefix!r}, which every entry's name had, was taken off",) if prefix else ()
+    return State(weights, others, aliases, notes)
 
 
 def _leaves(root: object, path: str) -> Iterator[tuple[_Path, Leaf]]:
@@ -133,10 +152,9 @@ def _home(solid: set[_Path]) -> tuple[_Path, set[str]]:
         home = (*home, *(known[:1] or models))
 
 
-def _may_be_weight(name: str, leaf: Leaf) -> bool:
-    if not leaf.shape and (isinstance(leaf, np.ndarray) or leaf.storage.dtype.kind in "iub"):
-        return False  # a number that was saved beside the weights, an integer counter
-    return _COUNTER.search(name) is None
+def _is_number(leaf: Leaf) -> bool:
+    """Whether what has no dimensions is a number saved beside the weights, or an integer."""
+    return isinstance(leaf, np.ndarray) or leaf.storage.dtype.kind in "iub"
 
 
 def _home_notes(home: _Path, others: Mapping[str, Leaf]) -> Iterator[str]:
@@ -149,15 +167,10 @@ def _home_notes(home: _Path, others: Mapping[str, Leaf]) -> Iterator[str]:
         yield "these are averaged weights, the only ones in the file"
 
 
-def _unwrapped(weights: dict[str, Leaf]) -> tuple[dict[str, Leaf], dict[str, str], str]:
-    """Weights without the prefixes that all share, (original name -> name), and what was taken off."""
-    taken = ""
-    while True:
-        prefix = next((p for p in _WRAPPERS if all(name.startswith(taken + p) for name in weights)), None)
-        if prefix is None:
-            break
-        taken += prefix
-    if not taken:
-        return weights, {}, ""
-    stripped = {name[len(taken) :]: leaf for name, leaf in weights.items()}
-    return stripped, {taken + name: name for name in stripped}, taken
+def _wrapper(names: Iterable[str]) -> str:
+    """What wrappers put before each of the names, one wrapper around the other."""
+    prefix = ""
+    names = list(names) or [""]
+    while found := [wrapper for wrapper in _WRAPPERS if all(name.startswith(prefix + wrapper) for name in names)]:
+        prefix += found[0]
+    return prefix
