@@ -39,7 +39,7 @@ def view(source: Source, request: RestoreRequest) -> View:
     """Applies `map`, `only` and `skip`.
 
     Raises:
-      UserError: a pattern is not valid or matches nothing, or two entries would have one name.
+      UserError: a pattern matches nothing, or two entries would have one name.
     """
     shapes = source.names()
     rewritten = _rewritten(list(shapes), request)
@@ -71,15 +71,6 @@ def natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
 
-def check_patterns(patterns: Iterable[str], field: str) -> None:
-    """Raises UserError, with the field's place in the config, for the first pattern that is not valid."""
-    for index, pattern in enumerate(patterns):
-        try:
-            names.compile_pattern(pattern)
-        except UserError as error:
-            raise UserError(f"{field}[{index}]: {error}") from None
-
-
 def no_match(field: str, pattern: str, candidates: Iterable[str], what: str) -> UserError:
     """The error for a pattern that matches none of `candidates`."""
     candidates = list(candidates)
@@ -94,13 +85,9 @@ def _rewritten(entries: list[str], request: RestoreRequest) -> dict[str, str]:
     current = {name: name for name in entries}
     for index, (pattern, replacement) in enumerate(request.map):
         field = f"{request.field}.map[{index}]"
-        try:
-            matcher = names.compile_pattern(pattern)
-            if not any(matcher.search(seen) for seen in current.values()):
-                raise no_match(f"{field}.pattern", pattern, current.values(), "name of the checkpoint")
-            current = {name: names.apply_rules(seen, [(pattern, replacement)]) for name, seen in current.items()}
-        except UserError as error:
-            raise error if str(error).startswith(field) else UserError(f"{field}: {error}") from None
+        if not any(names.compile_pattern(pattern).search(seen) for seen in current.values()):
+            raise no_match(f"{field}.pattern", pattern, current.values(), "name of the checkpoint")
+        current = {name: names.apply_rules(seen, [(pattern, replacement)]) for name, seen in current.items()}
     owner: dict[str, str] = {}
     for name, seen in current.items():
         if seen in owner:
@@ -113,8 +100,6 @@ def _rewritten(entries: list[str], request: RestoreRequest) -> dict[str, str]:
 
 
 def _matching(aliases_of: Mapping[str, list[str]], patterns: Iterable[str], field: str) -> set[str]:
-    patterns = list(patterns)
-    check_patterns(patterns, field)
     selected: set[str] = set()
     for index, pattern in enumerate(patterns):
         found = {name for name, aliases in aliases_of.items() if names.pattern_matches(pattern, name, aliases)}
