@@ -23,18 +23,19 @@ from od_finetune import fields, files, visualization
 from od_finetune.checkpoints.plan import RestorePlan
 from od_finetune.checkpoints.records import Target
 from od_finetune.checkpoints.source import open_source
-from od_finetune.config import evaluation, export, label_map, lint, pipeline, restore, training
+from od_finetune.config import class_transfer, evaluation, export, label_map, lint, pipeline, restore, training
 from od_finetune.config.datasets import build_eval_dataset, build_train_dataset, input_files
 from od_finetune.config.detector import build_detector
 from od_finetune.data.dataset import explain
 from od_finetune.errors import UserError
 from od_finetune.export import bundle
 from od_finetune.protos.pipeline_pb2 import TrainEvalPipelineConfig
-from od_finetune.training import checkpointing
+from od_finetune.training import checkpointing, distillation
 from od_finetune.training.continuous import evaluate_checkpoints
 from od_finetune.training.evaluator import Evaluator
 from od_finetune.training.freeze import FreezePlan
 from od_finetune.training.loop import TrainingLoop
+from od_finetune.training.row_masks import RowMasks
 from od_finetune.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -146,7 +147,7 @@ def restore_checkpoint(
         logger.info("No fine_tune_checkpoint: training starts from random weights.")
         return None
     sources = [(open_source(request.path), request) for request in requests]
-    plan = RestorePlan.compute(Target.of(detector), sources, demand)
+    plan = RestorePlan.compute(Target.of(detector), sources, demand, class_transfer.class_transfer(config))
     logger.info("%s", plan.text())
     plan.write(Path(model_dir, RESTORE_PLAN))
     plan.apply(detector.named_variables())
@@ -155,7 +156,9 @@ def restore_checkpoint(
 
 def build_trainer(detector: fields.Detector, config: TrainEvalPipelineConfig, model_dir: str) -> Trainer:
     """Shows and writes the freeze plan, and builds the trainer that carries it out."""
+    kept = class_transfer.kept_classes(config)
     plan = FreezePlan.compute(detector, training.freeze_request(config.train_config))
+    plan.row_masks = RowMasks.compute(detector, kept.ids) if kept and kept.freeze_rows else None
     logger.info("%s", plan.text())
     plan.write(Path(model_dir, FREEZE_PLAN))
     return Trainer(
@@ -165,6 +168,7 @@ def build_trainer(detector: fields.Detector, config: TrainEvalPipelineConfig, mo
         settings=training.trainer_settings(config.train_config),
         moving_average_decay=training.moving_average_decay(config.train_config.optimizer),
         explain=functools.partial(explain, files=functools.partial(input_files, config.train_input_reader)),
+        kept_outputs=_kept_outputs(detector, kept, config, model_dir) if kept else None,
     )
 
 
@@ -248,6 +252,22 @@ def _detector(config: TrainEvalPipelineConfig) -> fields.Detector:
     detector = build_detector(config.model)
     detector.build()
     return detector
+
+
+def _kept_outputs(
+    detector: fields.Detector, kept: class_transfer.KeptClasses, config: TrainEvalPipelineConfig, model_dir: str
+) -> distillation.KeptOutputs:
+    """What training does for the outputs of kept classes; their teacher is the detector as it is, and in a run that
+    goes on the one as it was when the run began."""
+    teacher = None
+    if kept.distillation_weight:
+        if not checkpointing.candidates(model_dir):
+            distillation.save_teacher(detector, model_dir)
+        teacher = build_detector(config.model)
+        teacher.build()
+        distillation.load_teacher(teacher, model_dir)
+    classes = [id_ - 1 for id_ in kept.ids.values()]
+    return distillation.KeptOutputs(classes, teacher, kept.distillation_weight, kept.softmax, kept.labelled)
 
 
 def _report(directory: Path, step: int, results: dict[str, float], gallery: _Gallery | None) -> None:

@@ -37,7 +37,7 @@ def shortfall(rows: Sequence[Row], demand: Demand, target: Target) -> str | None
         )
     if demand.require:
         required = matching.matching(target, demand.require, "train_config.require")
-        missing = [row for row in rows if row.name in required and row.status is not Status.RESTORED]
+        missing = [row for row in rows if row.name in required and not row.restored]
         if missing:
             lines = [f"\n  {row.name}: {row.status.value}" for row in missing[:_LINES]]
             more = f"\n  ... and {len(missing) - _LINES} more" if len(missing) > _LINES else ""

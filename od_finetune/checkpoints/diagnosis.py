@@ -33,7 +33,7 @@ def problem(plan: SourcePlan, target: Target) -> str | None:
             f"{restored or 'none'} of {len(backbone)} {what}. {_cause(plan, backbone, target)} "
             f"{_scopes(plan, backbone)}"
         )
-    misfits = [row for row in selected if row.status is not Status.RESTORED]
+    misfits = [row for row in selected if not row.restored]
     return _mismatches(plan, misfits) if plan.request.type == FULL and misfits else None
 
 

@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from od_finetune import names
-from od_finetune.checkpoints import by_order, epsilons, leaves, vocabularies
+from od_finetune.checkpoints import by_order, class_rows, epsilons, leaves, vocabularies
 from od_finetune.checkpoints import view as views
 from od_finetune.checkpoints.arrays import OIHW
+from od_finetune.checkpoints.class_rows import ClassTransfer
 from od_finetune.checkpoints.records import RestoreRequest, Row, Status, Target
 from od_finetune.checkpoints.source import Source
 from od_finetune.errors import UserError
@@ -39,7 +40,7 @@ class SourcePlan:
     @property
     def restored(self) -> list[Row]:
         """The rows that it would restore."""
-        return [row for row in self.rows if row.status is Status.RESTORED]
+        return [row for row in self.rows if row.restored]
 
     def read(self, name: str) -> np.ndarray:
         """One entry's values, by its name in the file. Raises UserError for damage and values that are not finite."""
@@ -52,11 +53,14 @@ class SourcePlan:
         return value
 
 
-def match(target: Target, source: Source, request: RestoreRequest, origin: int) -> SourcePlan:
+def match(
+    target: Target, source: Source, request: RestoreRequest, origin: int, transfer: ClassTransfer | None = None
+) -> SourcePlan:
     """Matches every model variable against one source, by names and shapes alone.
 
     Raises:
-      UserError: a rule of the request matches nothing or is not valid, or the orders of `by_order` diverge.
+      UserError: a rule of the request matches nothing or is not valid, the orders of `by_order` diverge, or the
+        transfer's label map is not the source's.
     """
     view = views.view(source, request)
     wanted = _wanted(target, request)
@@ -70,7 +74,8 @@ def match(target: Target, source: Source, request: RestoreRequest, origin: int) 
         found = {name: finder.find(name, target.tf2_names.get(name, ""), target.shapes[name]) for name in wanted}
     rows = tuple(_row(name, target, name in wanted, found.get(name, []), view, origin) for name in target.shapes)
     rows = epsilons.adjust(rows, target.epsilons, _epsilon_of(source, request, namings))
-    used = {row.source for row in rows if row.status is Status.RESTORED}
+    rows = class_rows.transplanted(rows, transfer, target.class_layout)
+    used = {row.source for row in rows if row.restored}
     return SourcePlan(
         source,
         request,

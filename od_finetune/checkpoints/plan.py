@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from od_finetune import files
-from od_finetune.checkpoints import demands, diagnosis, matching, report
+from od_finetune.checkpoints import class_rows, demands, diagnosis, matching, report
+from od_finetune.checkpoints.class_rows import ClassTransfer
 from od_finetune.checkpoints.matching import SourcePlan
 from od_finetune.checkpoints.records import NO_DEMAND, Demand, Inputs, RestoreRequest, Row, Status, Target
 from od_finetune.checkpoints.source import Source
@@ -32,10 +33,15 @@ class RestorePlan:
     rows: tuple[Row, ...]  # what the last source that restores a variable makes of it
     demand: Demand = NO_DEMAND
     shortfall: str | None = None  # why a run must not start with so little
+    transfer: ClassTransfer | None = None
 
     @classmethod
     def compute(
-        cls, target: Target, sources: Sequence[tuple[Source, RestoreRequest]], demand: Demand = NO_DEMAND
+        cls,
+        target: Target,
+        sources: Sequence[tuple[Source, RestoreRequest]],
+        demand: Demand = NO_DEMAND,
+        transfer: ClassTransfer | None = None,
     ) -> RestorePlan:
         """Matches every model variable against the sources; reads no weights.
 
@@ -44,22 +50,27 @@ class RestorePlan:
           sources: open checkpoints and what is to be restored from them, in order; a later one has the last word on
             the variables that it restores.
           demand: how much must be restored.
+          transfer: carries rows of the class predictor over by the name of their class, from each source that has it.
 
         Raises:
-          UserError: a rule of a request or demand matches nothing or is not valid.
+          UserError: a rule of a request or demand matches nothing or is not valid, or the transfer's label map is not
+            the checkpoint's.
         """
         parts = []
         for origin, (source, request) in enumerate(sources):
-            part = matching.match(target, source, request, origin)
+            part = matching.match(target, source, request, origin, transfer)
             parts.append(dataclasses.replace(part, problem=diagnosis.problem(part, target)))
         rows = tuple(_merged(views) for views in zip(*(part.rows for part in parts), strict=True)) or _fresh(target)
-        return cls(target, tuple(parts), rows, demand, demands.shortfall(rows, demand, target))
+        return cls(target, tuple(parts), rows, demand, demands.shortfall(rows, demand, target), transfer)
 
     @property
     def problem(self) -> str | None:
         """Why this plan must not be applied; None if it may."""
-        problems = [part.problem for part in self.sources if part.problem]
-        return "\n".join([*problems, *([self.shortfall] if self.shortfall else [])]) or None
+        return "\n".join([*self._problems(), *([self.shortfall] if self.shortfall else [])]) or None
+
+    def _problems(self) -> list[str]:
+        classes = class_rows.problem(self.rows, self.transfer)
+        return [*(part.problem for part in self.sources if part.problem), *([classes] if classes else [])]
 
     def with_status(self, status: Status) -> list[Row]:
         """The rows of one status, in order."""
@@ -67,13 +78,12 @@ class RestorePlan:
 
     def restored_from(self, origin: int) -> list[Row]:
         """The rows whose values come from one source, after later ones have overruled it."""
-        return [row for row in self.with_status(Status.RESTORED) if row.origin == origin]
+        return [row for row in self.rows if row.restored and row.origin == origin]
 
     def check(self) -> None:
-        """Raises UserError if a source restores nothing (of the backbone) or, of type `full`, has a mismatch;
-        ShortfallError if less than demanded is restored."""
-        problems = [part.problem for part in self.sources if part.problem]
-        if problems:
+        """Raises UserError if a source restores nothing (of the backbone) or, of type `full`, has a mismatch, or if
+        no class row is carried over though that is asked for; ShortfallError if less than demanded is restored."""
+        if problems := self._problems():
             raise UserError("\n".join(problems))
         if self.shortfall:
             raise ShortfallError(self.shortfall)
@@ -86,8 +96,9 @@ class RestorePlan:
         """The plan as JSON values.
 
         `problem`: why it is refused, or null. `counts`: status -> number of variables. `class_head`: the sentence
-        about class outputs that start anew, or null. `restored_fraction`: see `Demand`. `rows`: in the model's order,
-        each `name`, `part`, `shape`, `status` (`restored`, `shape differs`, `not in checkpoint`, `left out by type`),
+        about class outputs that start anew, or null. `class_rows`: which class got what, see `class_rows.to_json`, or
+        null. `restored_fraction`: see `Demand`. `rows`: in the model's order, each `name`, `part`, `shape`, `status`
+        (`restored`, `rows transplanted`, `shape differs`, `not in checkpoint`, `left out by type`),
         `source` and `source_shape` (null if not found or not looked for; the shape is in the model's layout), `rule`
         (`same name`, `TF2 name`, `classification net`, `torchvision`, `by order`, ..., or null), `class_head`,
         `origin` (index of the one of `sources` that decided, or null), `transform` (`OIHW -> HWIO`, ..., or null).
@@ -107,6 +118,7 @@ class RestorePlan:
             "problem": self.problem,
             "counts": {status.value: counts[status] for status in Status},
             "class_head": report.class_head(self),
+            "class_rows": class_rows.to_json(self.rows, self.transfer) if self.transfer else None,
             "restored_fraction": demands.restored_fraction(self.rows),
             "rows": [row.to_json() for row in self.rows],
             "sources": described,
@@ -139,7 +151,7 @@ class RestorePlan:
 
         values = {}
         for row in self.rows:
-            if row.status is Status.RESTORED:
+            if row.restored:
                 values[row.name] = _value(row, read, variables[row.name])
         for name, value in values.items():
             variables[name].assign(value.astype(variables[name].dtype.as_numpy_dtype, copy=False))
@@ -159,7 +171,7 @@ def _value(row: Row, read: Any, variable: Any) -> np.ndarray:
 
 def _merged(views: Sequence[Row]) -> Row:
     """What several sources make of one variable: the last that restores it, else the last that was asked for it."""
-    restored = [row for row in views if row.status is Status.RESTORED]
+    restored = [row for row in views if row.restored]
     asked = [row for row in views if row.status is not Status.LEFT_OUT]
     return (restored or asked or views)[-1]
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from od_finetune.fields import Detector
+from od_finetune.fields import ClassLayout, Detector
 from od_finetune.names import Rules, Vocabulary
 
 CLASSIFICATION, DETECTION, FULL = TYPES = ("classification", "detection", "full")
@@ -20,6 +20,7 @@ class Status(str, enum.Enum):
     """What becomes of one model variable."""
 
     RESTORED = "restored"
+    TRANSPLANTED = "rows transplanted"  # those of classes that the checkpoint knows; see class_rows
     SHAPE_DIFFERS = "shape differs"
     NOT_IN_CHECKPOINT = "not in checkpoint"
     LEFT_OUT = "left out by type"  # or by scope
@@ -52,6 +53,11 @@ class Row(NamedTuple):
     class_head: bool  # its shape depends on the number of classes
     origin: int | None = None  # index of the plan's source that decided; None where none was asked for it
     steps: tuple[Step, ...] = ()  # in order
+
+    @property
+    def restored(self) -> bool:
+        """Whether values of the checkpoint go into it."""
+        return self.status in (Status.RESTORED, Status.TRANSPLANTED)
 
     @property
     def transform(self) -> str | None:
@@ -141,6 +147,7 @@ class Target:
       tf2_names: canonical name -> full name in the OD API's TF2 checkpoints.
       part: canonical name -> `backbone`, `neck` or `head`.
       is_class_head: whether a canonical name's shape depends on the number of classes.
+      class_layout: where in a variable each class has its outputs, by canonical name.
       num_classes: the model's number of classes, to state outputs per anchor.
       epsilons: of batch norms, by canonical scope.
       vocabularies: under which names published classification nets have the backbone.
@@ -151,6 +158,7 @@ class Target:
     part: Callable[[str], str]
     is_class_head: Callable[[str], bool]
     num_classes: int | None = None
+    class_layout: Callable[[str], ClassLayout | None] = lambda name: None
     epsilons: Mapping[str, float] = dataclasses.field(default_factory=dict)
     vocabularies: tuple[Vocabulary, ...] = ()
 
@@ -164,6 +172,7 @@ class Target:
             part=detector.part,
             is_class_head=detector.is_class_head,
             num_classes=detector.num_classes,
+            class_layout=detector.class_layout,
             epsilons={scope: float(layer.epsilon) for scope, layer in norms.items()},
             vocabularies=detector.vocabularies(),
         )

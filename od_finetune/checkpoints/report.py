@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from od_finetune import names, text_table
-from od_finetune.checkpoints import leaves
+from od_finetune.checkpoints import class_rows, leaves
 from od_finetune.checkpoints.records import FULL, RestoreRequest, Row, Status
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ def text(plan: RestorePlan) -> str:
         lines.append(f"Sources: {_origins(plan)}")
     if sentence := class_head(plan):
         lines.append(sentence)
+    if plan.transfer is not None:
+        lines += class_rows.lines(plan.rows, plan.transfer)
     lines += _list("Shape differs", [shape_difference(row) for row in plan.with_status(Status.SHAPE_DIFFERS)])
     lines += _list("Not in checkpoint", [row.name for row in plan.with_status(Status.NOT_IN_CHECKPOINT)])
     backbone = [row for row in plan.rows if row.part == "backbone" and row.status is not Status.LEFT_OUT]
@@ -42,7 +44,7 @@ def text(plan: RestorePlan) -> str:
 
 def class_head(plan: RestorePlan) -> str | None:
     """Says that and why the class outputs start anew; None if they do not."""
-    fresh = [row for row in plan.rows if row.class_head and row.status is not Status.RESTORED]
+    fresh = [row for row in plan.rows if row.class_head and not row.restored]
     if not fresh:
         return None
     start = f"class head: {len(fresh)} variables start anew: "
@@ -115,7 +117,7 @@ def _pairs(rows: Sequence[Row]) -> list[str]:
         if row.source is not None:
             scope = row.name.rpartition("/")[0]
             there = leaves.split(row.source)[0]
-            differs = "" if row.status is Status.RESTORED else f", model {list(row.shape)}: not restored"
+            differs = "" if row.restored else f", model {list(row.shape)}: not restored"
             lines.setdefault(scope, f"{scope} <- {there} {list(row.source_shape or ())}{differs}")
     return list(lines.values())
 
@@ -123,7 +125,7 @@ def _pairs(rows: Sequence[Row]) -> list[str]:
 def _origins(plan: RestorePlan) -> str:
     """`1: 260 variables, 2: 24, none: 12`."""
     counts = [f"{origin + 1}: {len(plan.restored_from(origin))}" for origin in range(len(plan.sources))]
-    return f"{', '.join(counts)}, none: {len(plan.rows) - len(plan.with_status(Status.RESTORED))} variables"
+    return f"{', '.join(counts)}, none: {sum(not row.restored for row in plan.rows)} variables"
 
 
 def _tally(words: Iterable[str | None]) -> str:

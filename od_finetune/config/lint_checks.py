@@ -21,6 +21,9 @@ _SSD_RANGES: dict[str, tuple[float | None, float | None]] = {
     "feature_extractor.pad_to_multiple": (1, None),
     "box_predictor.convolutional_box_predictor.kernel_size": (1, None),
     "box_predictor.convolutional_box_predictor.dropout_keep_probability": (1e-6, 1),
+    "box_predictor.weight_shared_convolutional_box_predictor.kernel_size": (1, None),
+    "box_predictor.weight_shared_convolutional_box_predictor.dropout_keep_probability": (1e-6, 1),
+    "feature_extractor.fpn.additional_layer_depth": (1, None),
     "image_resizer.fixed_shape_resizer.height": (1, None),
     "image_resizer.fixed_shape_resizer.width": (1, None),
     "image_resizer.pad_to_multiple_resizer.multiple": (1, None),
@@ -62,6 +65,9 @@ def train(config: TrainEvalPipelineConfig) -> list[Finding]:
     found += _averages(config)
     found += _checkpoint_type(settings)
     found += lint_files.checkpoint("train_config.fine_tune_checkpoint", settings.fine_tune_checkpoint)
+    if settings.HasField("class_transfer"):
+        file = settings.class_transfer.source_label_map
+        found += lint_files.source_label_map("train_config.class_transfer.source_label_map", file)
     for index, block in enumerate(settings.restore):
         found += lint_files.checkpoint(f"train_config.restore[{index}].checkpoint", block.checkpoint)
     if config.HasField("train_input_reader"):

@@ -230,9 +230,9 @@ def test_text_shows_counts_per_scope_and_what_did_not_match(tmp_path, save_tenso
     lines = plan.text().splitlines()
     assert "Notice: a field is deprecated" in lines
     rows = [line.split() for line in lines]
-    assert ["backbone", "FeatureExtractor/TinyNet/Conv_0", "3", "2", "-", "1", "-"] in rows
-    assert ["head", "BoxPredictor_0", "4", "4", "-", "-", "-"] in rows
-    assert ["total", "8", "7", "-", "1", "-"] in rows
+    assert ["backbone", "FeatureExtractor/TinyNet/Conv_0", "3", "2", "-", "-", "1", "-"] in rows
+    assert ["head", "BoxPredictor_0", "4", "4", "-", "-", "-", "-"] in rows
+    assert ["total", "8", "7", "-", "-", "1", "-"] in rows
     assert lines[lines.index("Not in checkpoint (1):") + 1] == f"  {CONV}"
     assert "Not used of the checkpoint (1): FeatureExtractor/TinyNet/Conv_9 (1)" in lines
     assert plan.sources[0].unused == ("FeatureExtractor/TinyNet/Conv_9/weights",)
@@ -247,7 +247,7 @@ def test_json_is_complete_and_written_atomically(tmp_path, detection_file):
     content = json.loads(path.read_text())
     assert [row["name"] for row in content["rows"]] == list(LAYOUT)
     assert content["counts"] == {
-        "restored": 6, "shape differs": 2, "not in checkpoint": 0, "left out by type": 0
+        "restored": 6, "rows transplanted": 0, "shape differs": 2, "not in checkpoint": 0, "left out by type": 0
     }  # fmt: skip
     row = content["rows"][-1]
     assert (row["name"], row["source_shape"], row["shape"]) == (CLASS + "biases", [6], [12])

@@ -135,7 +135,7 @@ def divisible(depth: float, divisor: int = 8, minimum: int = 8) -> int:
 
 
 class InvertedResidual(tf.Module):
-    """Expand (1x1), depthwise 3x3, project (1x1, linear); the input is added where the shapes agree."""
+    """Expand (1x1), depthwise, project (1x1, linear); the input is added where the shapes agree."""
 
     def __init__(
         self,
@@ -146,11 +146,12 @@ class InvertedResidual(tf.Module):
         stride: int,
         expansion: int,
         explicit_padding: bool,
+        kernel_size: int = 3,
     ):
         super().__init__()
         wide = divisible(inputs * expansion)
         self.expand = ConvUnit(f"{scope}/expand", hyperparams, wide) if expansion > 1 else None
-        self.depthwise = ConvUnit(f"{scope}/depthwise", hyperparams, None, 3, stride, explicit_padding)
+        self.depthwise = ConvUnit(f"{scope}/depthwise", hyperparams, None, kernel_size, stride, explicit_padding)
         self.project = ConvUnit(f"{scope}/project", hyperparams, filters, activate=False)
         self._residual = stride == 1 and inputs == filters
 
@@ -172,6 +173,7 @@ class MobilenetV2(tf.Module):
       depth_multiplier, min_depth: every block's filters become `divisible(filters * depth_multiplier, 8, min_depth)`,
         the last convolution's too (unlike tf_keras.applications, which leaves that at 1280).
       explicit_padding: see `layers.fixed_padding`.
+      last_filters: of the last convolution, before the depth multiplier.
     """
 
     def __init__(
@@ -182,6 +184,7 @@ class MobilenetV2(tf.Module):
         depth_multiplier: float = 1.0,
         min_depth: int = 8,
         explicit_padding: bool = False,
+        last_filters: int = 1280,
     ):
         super().__init__()
         self._levels = tuple(levels)
@@ -200,7 +203,7 @@ class MobilenetV2(tf.Module):
                 InvertedResidual(block, hyperparams, channels, depth(filters), stride, expansion, explicit_padding)
             )
             channels = depth(filters)
-        self._last = ConvUnit(f"{scope}/Conv_1", hyperparams, depth(1280)) if last == 19 else None
+        self._last = ConvUnit(f"{scope}/Conv_1", hyperparams, depth(last_filters)) if last == 19 else None
 
     def blocks(self) -> list[Block]:
         """`layer_<n>`, numbered as the feature levels are."""
