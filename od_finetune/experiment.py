@@ -135,13 +135,27 @@ def restore_checkpoint(
     detector: fields.Detector, config: TrainEvalPipelineConfig, model_dir: str
 ) -> RestorePlan | None:
     """Plans, shows and does what train_config's `fine_tune_checkpoint` fields ask for; None if that is nothing."""
-    request = restore.restore_request(config.train_config)
-    if request is None:
+    plan = restore_plan(detector, config)
+    if plan is None:
         logger.info("No fine_tune_checkpoint: training starts from random weights.")
         return None
-    variables = detector.named_variables()
-    plan = RestorePlan.compute(
-        variables,
+    logger.info("%s", plan.text())
+    plan.write(Path(model_dir, RESTORE_PLAN))
+    plan.apply(detector.named_variables())
+    return plan
+
+
+def restore_plan(detector: fields.Detector, config: TrainEvalPipelineConfig) -> RestorePlan | None:
+    """What would be restored; None if the config asks for nothing.
+
+    Raises:
+      UserError: the request makes no sense, or the checkpoint can't be read.
+    """
+    request = restore.restore_request(config.train_config)
+    if request is None:
+        return None
+    return RestorePlan.compute(
+        detector.named_variables(),
         open_source(request.path),
         request,
         detector.tf2_names(),
@@ -149,10 +163,6 @@ def restore_checkpoint(
         detector.is_class_head,
         detector.num_classes,
     )
-    logger.info("%s", plan.text())
-    plan.write(Path(model_dir, RESTORE_PLAN))
-    plan.apply(variables)
-    return plan
 
 
 def build_trainer(detector: fields.Detector, config: TrainEvalPipelineConfig, model_dir: str) -> Trainer:
