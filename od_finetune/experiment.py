@@ -21,6 +21,7 @@ from PIL import Image
 
 from od_finetune import fields, files, visualization
 from od_finetune.checkpoints.plan import RestorePlan
+from od_finetune.checkpoints.records import Target
 from od_finetune.checkpoints.source import open_source
 from od_finetune.config import evaluation, export, label_map, lint, pipeline, restore, training
 from od_finetune.config.datasets import build_eval_dataset, build_train_dataset, input_files
@@ -134,7 +135,12 @@ def evaluate(options: Options, checkpoint_dir: str, run_once: bool = False, time
 def restore_checkpoint(
     detector: fields.Detector, config: TrainEvalPipelineConfig, model_dir: str
 ) -> RestorePlan | None:
-    """Plans, shows and does what train_config's `fine_tune_checkpoint` fields ask for; None if that is nothing."""
+    """Plans, shows and does what train_config's `fine_tune_checkpoint` and `restore` ask for; None if that is nothing.
+
+    Raises:
+      ShortfallError: less is restored than `min_restored_fraction` and `require` demand.
+      UserError: a checkpoint or a rule can't be used.
+    """
     plan = restore_plan(detector, config)
     if plan is None:
         logger.info("No fine_tune_checkpoint: training starts from random weights.")
@@ -149,20 +155,13 @@ def restore_plan(detector: fields.Detector, config: TrainEvalPipelineConfig) -> 
     """What would be restored; None if the config asks for nothing.
 
     Raises:
-      UserError: the request makes no sense, or the checkpoint can't be read.
+      UserError: a checkpoint or a rule can't be used.
     """
-    request = restore.restore_request(config.train_config)
-    if request is None:
+    requests, demand = restore.restore_requests(config.train_config), restore.restore_demand(config.train_config)
+    if not requests and not demand:
         return None
-    return RestorePlan.compute(
-        detector.named_variables(),
-        open_source(request.path),
-        request,
-        detector.tf2_names(),
-        detector.part,
-        detector.is_class_head,
-        detector.num_classes,
-    )
+    sources = [(open_source(request.path), request) for request in requests]
+    return RestorePlan.compute(Target.of(detector), sources, demand)
 
 
 def build_trainer(detector: fields.Detector, config: TrainEvalPipelineConfig, model_dir: str) -> Trainer:

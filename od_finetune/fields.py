@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import tensorflow as tf
     import tf_keras
 
+    from od_finetune.names import Vocabulary
+
 BOX_ENCODINGS = "box_encodings"
 CLASS_PREDICTIONS = "class_predictions_with_background"
 FEATURE_MAPS = "feature_maps"
@@ -126,6 +128,9 @@ class Detector(Protocol):
 
     def tf2_names(self) -> dict[str, str]:
         """Canonical name -> the full name the OD API's TF2 checkpoints store for the same variable."""
+
+    def vocabularies(self) -> tuple[Vocabulary, ...]:
+        """Under which names published classification nets have the backbone."""
 
     def part(self, name: str) -> str:
         """`backbone`, `neck` or `head`: what a canonical variable name belongs to."""

@@ -25,6 +25,9 @@ class Source(Protocol):
     def names(self) -> Mapping[str, tuple[int, ...]]:
         """Shape by name of everything that may be a model's weight, sorted by name."""
 
+    def order(self) -> tuple[str, ...] | None:
+        """The same names in the order of the file; None where the format keeps none."""
+
     def other_entries(self) -> Mapping[str, tuple[int, ...]]:
         """Shape by name of the rest: optimiser slots, moving averages, step counters."""
 

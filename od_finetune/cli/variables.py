@@ -55,8 +55,10 @@ def _of_config(options: argparse.Namespace) -> tuple[list[variables.Variable], d
         options.path, options.overrides, restore=options.restore, allow_unhonoured=options.allow_unhonoured
     )
     restore = prepared.restore
-    said = f"Source from {restore.plan.source.describe()}" if restore.plan else f"No sources: {restore.missing}"
-    return variables.of_detector(prepared), {"source": said, "problem": restore.plan and restore.plan.problem}
+    parts = restore.plan.sources if restore.plan else ()
+    said = "\n".join(f"Source [{i}]: {part.source.describe()}" for i, part in enumerate(parts))
+    problem = restore.plan.problem if restore.plan else f"No sources: {restore.missing}"
+    return variables.of_detector(prepared), {"source": said, "problem": problem}
 
 
 def _of_checkpoint(options: argparse.Namespace) -> tuple[list[variables.Entry], dict[str, Any]]:

@@ -115,6 +115,7 @@ def build_network(ssd: ssd_pb2.Ssd, anchors_per_location: list[int]) -> tuple[Ne
         backbone_rules=extractor.backbone_rules,
         neck_rules=extractor.neck_rules,
         head_rules=dense.TF2_RULES,
+        vocabularies=extractor.vocabularies,
     )
     return network, extractor.pad_to_multiple
 

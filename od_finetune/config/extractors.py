@@ -12,7 +12,7 @@ from od_finetune.errors import UserError
 from od_finetune.models.backbones import mobilenet_v1, mobilenet_v2
 from od_finetune.models.layers import ConvHyperparams
 from od_finetune.models.necks import multires
-from od_finetune.names import Rules, nearest
+from od_finetune.names import Rules, Vocabulary, nearest
 from od_finetune.protos import ssd_pb2
 
 
@@ -27,6 +27,7 @@ class Row(NamedTuple):
     keras: bool  # a type of the OD API's TF2 half
     backbone_rules: Rules  # canonical -> TF2 name
     tf2_scope: str  # in front of the neck's TF2 names
+    vocabularies: tuple[Vocabulary, ...] = ()  # of the backbone in published classification nets
 
 
 class Extractor(NamedTuple):
@@ -38,6 +39,7 @@ class Extractor(NamedTuple):
     pad_to_multiple: int
     backbone_rules: Rules
     neck_rules: Rules
+    vocabularies: tuple[Vocabulary, ...]
 
 
 def _mobilenet_v1(keras: bool) -> Row:
@@ -50,6 +52,7 @@ def _mobilenet_v1(keras: bool) -> Row:
         keras=keras,
         backbone_rules=mobilenet_v1.TF2_RULES,
         tf2_scope="ssd_mobile_net_v1_keras_feature_extractor",
+        vocabularies=mobilenet_v1.VOCABULARIES,
     )
 
 
@@ -63,6 +66,7 @@ def _mobilenet_v2(keras: bool) -> Row:
         keras=keras,
         backbone_rules=mobilenet_v2.TF2_RULES,
         tf2_scope="ssd_mobile_net_v2_keras_feature_extractor",
+        vocabularies=mobilenet_v2.VOCABULARIES,
     )
 
 
@@ -119,4 +123,5 @@ def build_extractor(proto: ssd_pb2.SsdFeatureExtractor, freeze_batchnorm: bool =
         pad_to_multiple=proto.pad_to_multiple,
         backbone_rules=row.backbone_rules,
         neck_rules=neck_rules,
+        vocabularies=row.vocabularies,
     )

@@ -118,7 +118,9 @@ HONOURED: dict[str, str] = {
     "from_detection_checkpoint load_all_detection_checkpoint_vars num_steps bias_grad_multiplier "
     "update_trainable_variables freeze_variables merge_multiple_label_boxes add_regularization_loss "
     "max_number_of_boxes learning_rate_multiplier checkpoint_every_n_steps max_checkpoints_to_keep seed "
-    "log_every_n_steps",
+    "log_every_n_steps restore min_restored_fraction require",
+    "Restore": "checkpoint type scope map only skip by_order batch_norm_epsilon",
+    "NameMap": ALL,
     "LearningRateMultiplier": ALL,
     "Optimizer": ALL,
     "RMSPropOptimizer": ALL,
@@ -265,11 +267,9 @@ UNHONOURED: dict[str, str] = {
     "WeightedDiceClassificationLoss": ALL,
     "TargetAssigner": ALL,
     "TrainConfig": "use_multiclass_scores use_bfloat16 summarize_gradients "
-    "restore min_restored_fraction require "
     "class_transfer keep_classes "
     "freeze_through trainable_batch_norm unfreeze layer_decay weight_decay",
-    "Restore": ALL,
-    "NameMap": ALL,
+    "Restore": "moving_averages",
     "ClassTransfer": ALL,
     "ClassRename": ALL,
     "NewClass": ALL,

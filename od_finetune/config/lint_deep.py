@@ -78,7 +78,8 @@ def _train(config: TrainEvalPipelineConfig, steps: Iterable[preprocessor_pb2.Pre
     yield "train_config", partial(training.freeze_request, settings)
     yield "train_config", partial(training.trainer_settings, settings)
     yield "train_config", partial(training.loop_settings, settings, config.eval_config)
-    yield "train_config.fine_tune_checkpoint_type", partial(restore.restore_request, settings)
+    yield "train_config.fine_tune_checkpoint_type", partial(restore.restore_requests, settings)
+    yield "train_config.min_restored_fraction", partial(restore.restore_demand, settings)
     for index, step in enumerate(steps):
         name = step.WhichOneof("preprocessing_step")
         if name is None or name in TABLE:

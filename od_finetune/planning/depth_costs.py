@@ -54,7 +54,6 @@ class DepthCosts:
     image_shape: tuple[int, int]
     optimizer: str
     forward_flops: dict[str, int]  # by layer
-    drift: float | None = None  # seconds of the first measured depth, measured again at the end, over those before
 
     @classmethod
     def compute(cls, prepared: plans.Plans) -> DepthCosts:
@@ -101,24 +100,18 @@ class DepthCosts:
             chosen.add(int(np.abs(flops - target).argmin()))
         return [row for i, row in enumerate(self.rows) if row.configured or i in chosen]
 
-    def with_measurements(self, measured: dict[str, Measurement], drift: float | None) -> DepthCosts:
+    def with_measurements(self, measured: dict[str, Measurement]) -> DepthCosts:
         """The same with what was measured, by name of the depth."""
         rows = [dataclasses.replace(row, measured=measured.get(row.depth.name)) for row in self.rows]
-        return dataclasses.replace(self, rows=tuple(rows), drift=drift)
+        return dataclasses.replace(self, rows=tuple(rows))
 
     def relative(self, row: Row) -> float:
         """Predicted FLOPs of a step, 1 being everything trained."""
         return row.cost.flops / self.full.cost.flops
 
-    def measured_relative(self, row: Row) -> float | None:
-        """Measured time of a step, 1 being everything trained."""
-        if row.measured is None or self.full.measured is None:
-            return None
-        return row.measured.median / self.full.measured.median
-
     def estimated(self, row: Row) -> float:
         """Relative time of a step: as measured, between measured depths by FLOPs; FLOPs where nothing is measured."""
-        known = sorted((r.cost.flops, self.measured_relative(r)) for r in self._cuts() if r.measured)
+        known = sorted((r.cost.flops, r.measured.relative) for r in self._cuts() if r.measured)
         if len(known) < 2:
             return self.relative(row)
         return float(np.interp(row.cost.flops, *zip(*known, strict=True)))
@@ -153,7 +146,7 @@ class DepthCosts:
         none of the depths), `names`, `configured`, `trained_variables`, `trained_parameters`, `forward_flops`,
         `backward_flops`, `relative` (FLOPs of a step, 1: everything trained), `activation_bytes`, `peak_bytes`,
         `gradient_bytes`, `optimizer_bytes`, and `measured` (null, or `seconds`, `cpu_seconds`, `relative`,
-        `peak_resident_bytes`); `drift`; `suggestion`.
+        `peak_resident_bytes`); `suggestion`.
         """
         return {
             "batch_size": self.batch_size,
@@ -161,7 +154,6 @@ class DepthCosts:
             "optimizer": self.optimizer,
             "forward_flops_by_layer": self.forward_flops,
             "depths": [self._row_json(row) for row in self.rows],
-            "drift": self.drift,
             "suggestion": self.suggestion()._asdict(),
         }
 
@@ -169,7 +161,7 @@ class DepthCosts:
         measured = row.measured and {
             "seconds": list(row.measured.seconds),
             "cpu_seconds": list(row.measured.cpu_seconds),
-            "relative": self.measured_relative(row),
+            "relative": row.measured.relative,
             "peak_resident_bytes": row.measured.peak_bytes,
         }
         return {
@@ -200,5 +192,5 @@ def agreement(costs_: DepthCosts) -> Sequence[tuple[Row, float, float | None]]:
             continue
         saved = full.measured.peak_bytes - row.measured.peak_bytes
         memory = (full.memory_bytes - row.memory_bytes) / saved if row is not full and saved > 0 else None
-        found.append((row, costs_.relative(row) / (costs_.measured_relative(row) or 1.0), memory))
+        found.append((row, costs_.relative(row) / row.measured.relative, memory))
     return found

@@ -48,10 +48,10 @@ def _line(costs: DepthCosts, row: Row, measured: bool) -> list[str]:
 def _measured(costs: DepthCosts, row: Row) -> list[str]:
     if row.measured is None:
         return ["", "", "", ""]
-    found, relative = row.measured, costs.measured_relative(row)
+    found = row.measured
     return [
         f"{found.median:.3f}",
-        "" if relative is None else f"{relative:.2f}x",
+        f"{found.relative:.2f}x",
         f"{found.cpu_median:.2f}",
         f"{found.peak_bytes / _MB:.0f}",
     ]
@@ -63,10 +63,7 @@ def _measuring(costs: DepthCosts) -> list[str]:
         if row is not costs.full:
             saved = "" if memory is None else f", memory saved {memory:.2f}"
             parts.append(f"{row.depth.name}: time {time:.2f}{saved}")
-    lines = [f"Predicted / measured: {'; '.join(parts)}."] if parts else []
-    if costs.drift is not None:
-        lines.append(f"The first depth again at the end: {costs.drift:.2f}x its time; so much the machine wavers.")
-    return lines
+    return [f"Predicted / measured: {'; '.join(parts)}."] if parts else []
 
 
 def picture(costs: DepthCosts) -> bytes:
@@ -84,7 +81,7 @@ def picture(costs: DepthCosts) -> bytes:
     base = costs.full.measured
     if probed and base:
         at = [i for i, _ in probed]
-        left.plot(at, [costs.measured_relative(row) for _, row in probed], "o-", color=_MEASURED, label="measured")
+        left.plot(at, [row.measured.relative for _, row in probed], "o-", color=_MEASURED, label="measured")
         peaks = [(row.measured.peak_bytes - base.peak_bytes) / _MB for _, row in probed]
         right.plot(at, peaks, "o-", color=_MEASURED, label="measured (peak of the process)")
     left.set_title("Time of a step, 1 = everything trained")

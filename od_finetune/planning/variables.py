@@ -27,7 +27,7 @@ class Variable(NamedTuple):
     state: str  # of the freeze plan: trained, frozen, statistics, ...
     decided_by: str
     multiplier: float
-    source: str  # the name it is restored from; "" if it is not restored
+    source: str  # its name in the checkpoint; "" if it was not looked for or not found
     restored: str  # what the restore plan says, "" without one
     aliases: tuple[str, ...]  # snake_case, then its TF2 name
 
@@ -59,7 +59,9 @@ def of_detector(plans: Plans) -> list[Variable]:
     detector = plans.detector
     tf2_names = detector.tf2_names()
     stages = {name: stage.names[0] for stage in detector.stages() for name in stage.variables}
-    restored = {row.name: row for row in plans.restore.plan.rows} if plans.restore.plan else {}
+    plan = plans.restore.plan
+    restored = {row.name: row for row in plan.rows} if plan else {}
+    several = plan is not None and len(plan.sources) > 1
     frozen = {row.name: row for row in plans.freeze.rows}
     found = []
     for name, variable in detector.named_variables().items():
@@ -74,7 +76,7 @@ def of_detector(plans: Plans) -> list[Variable]:
                 state=freeze.state,
                 decided_by=freeze.pattern,
                 multiplier=freeze.multiplier,
-                source=(restore.source or "") if restore else "",
+                source=_source(restore, several),
                 restored=_restored(restore),
                 aliases=_aliases(name, tf2_names),
             )
@@ -85,7 +87,15 @@ def of_detector(plans: Plans) -> list[Variable]:
 def _restored(row: Any) -> str:
     if row is None:
         return ""
-    return row.status.value + (f" ({row.rule})" if row.rule else "")
+    said = ", ".join(filter(None, [row.rule, row.transform]))
+    return row.status.value + (f" ({said})" if said else "")
+
+
+def _source(row: Any, several: bool) -> str:
+    """The name in the checkpoint, with the number of the checkpoint if there are several."""
+    if row is None or not row.source:
+        return ""
+    return f"[{row.origin}] {row.source}" if several else row.source
 
 
 def _aliases(name: str, tf2_names: Mapping[str, str]) -> tuple[str, ...]:

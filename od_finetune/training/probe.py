@@ -25,7 +25,7 @@ class Measurement(NamedTuple):
     seconds: tuple[float, ...]  # of each step, by the clock
     cpu_seconds: tuple[float, ...]  # of each step, over all cores; another load on the machine disturbs it less
     peak_bytes: int  # largest resident size of the process while it stepped
-    trained: int  # number of variables
+    reference_seconds: tuple[float, ...]  # of each step that trains everything, taken in turns with these
 
     @property
     def median(self) -> float:
@@ -37,26 +37,29 @@ class Measurement(NamedTuple):
         """CPU seconds per step."""
         return statistics.median(self.cpu_seconds)
 
+    @property
+    def relative(self) -> float:
+        """Time of a step, 1 being everything trained: the median over the turns, as load changes from turn to turn."""
+        return statistics.median(a / b for a, b in zip(self.seconds, self.reference_seconds, strict=True))
 
-def measure(trainer: Trainer, batch: fields.Batch, steps: int, warm_up: int = 2) -> Measurement:
-    """Trains on one batch again and again.
 
-    Args:
-      steps: how many are measured.
-      warm_up: how many run before, the first of which traces.
-    """
-    trainer.train_dataset = tf.data.Dataset.from_tensors(batch).repeat()
-    one = tf.constant(1)
-    for _ in range(warm_up):
-        trainer.train(one)
-    forget_peak()
-    wall, cpu = [], []
-    for _ in range(steps):
+class Stepper:
+    """Trains on one batch again and again."""
+
+    def __init__(self, trainer: Trainer, batch: fields.Batch, warm_up: int = 2) -> None:
+        """Takes the first steps, of which the very first traces."""
+        self._trainer = trainer
+        trainer.train_dataset = tf.data.Dataset.from_tensors(batch).repeat()
+        self._one = tf.constant(1)
+        for _ in range(warm_up):
+            trainer.train(self._one)
+        forget_peak()
+
+    def step(self) -> tuple[float, float]:
+        """Takes one step; its seconds by the clock, and of CPU."""
         begun, begun_cpu = time.perf_counter(), time.process_time()
-        trainer.train(one)
-        wall.append(time.perf_counter() - begun)
-        cpu.append(time.process_time() - begun_cpu)
-    return Measurement(tuple(wall), tuple(cpu), peak_resident(), len(trainer.trained))
+        self._trainer.train(self._one)
+        return time.perf_counter() - begun, time.process_time() - begun_cpu
 
 
 def forget_peak() -> None:

@@ -1,13 +1,15 @@
 import pytest
 from google.protobuf import text_format
 
-from od_finetune.config.restore import restore_request
+from od_finetune.config.restore import restore_requests
 from od_finetune.errors import UserError
 from od_finetune.protos import train_pb2
 
 
 def _request(text):
-    return restore_request(text_format.Parse(text, train_pb2.TrainConfig()))
+    requests = restore_requests(text_format.Parse(text, train_pb2.TrainConfig()))
+    assert len(requests) <= 1
+    return requests[0] if requests else None
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,9 @@ FORWARD = 100
 
 
 def make_row(name: str, backward: int, configured: bool = False, seconds: float | None = None) -> Row:
-    measured = Measurement((seconds,) * 3, (2 * seconds,) * 3, int(1e9 + 1e6 * backward), 1) if seconds else None
+    measured = None
+    if seconds:
+        measured = Measurement((seconds,) * 3, (2 * seconds,) * 3, int(1e9 + 1e6 * backward), (2.0,) * 3)
     cost = StepCost(FORWARD, backward, 10**6, backward * 10**6, 2 * backward * 10**6)
     return Row(Depth(name, (name,), tuple(map(str, range(backward)))), cost, backward, 7, 9, configured, measured)
 
@@ -40,8 +42,8 @@ def test_the_shallowest_depth_with_most_of_the_saving_is_suggested(costs):
 
 def test_measurements_overrule_predictions(costs):
     seconds = {"none": 1.0, "d2": 0.3, "d5": 0.2}
-    measured = {name: Measurement((s,), (s,), 10**9, 1) for name, s in seconds.items()}
-    found = costs.with_measurements(measured, drift=1.1)
+    measured = {name: Measurement((s,), (s,), 10**9, (1.0,)) for name, s in seconds.items()}
+    found = costs.with_measurements(measured)
     assert found.estimated(found.rows[2]) == pytest.approx(0.3)
     assert found.estimated(found.rows[1]) == pytest.approx(0.65)  # halfway by FLOPs
     assert found.suggestion().name == "d2" and "(measured)" in found.suggestion().text
@@ -92,15 +94,38 @@ def test_the_picture_is_a_small_png(costs, seconds):
     assert Image.open(io.BytesIO(content)).width == 800
 
 
-def test_depths_are_measured_in_turn_and_the_first_again(costs, monkeypatch):
-    frozen_counts = []
+class FakeProcess:
+    """Answers as a probing process would; a step takes as long as its depth has variables to train, and its number."""
 
-    def run(config, frozen, steps):
-        frozen_counts.append(len(frozen))
-        return Measurement((1.0 + 0.1 * len(frozen_counts),), (1.0,), 10**9, 1)
+    log: list[str] = []
 
-    monkeypatch.setattr(probing, "run_process", run)
-    found = probing.measure(costs, probing.pipeline.TrainEvalPipelineConfig(), 2)
-    assert frozen_counts == [0, 40, 200, 0]
-    assert found.drift == pytest.approx(1.4 / 1.1)
-    assert [bool(row.measured) for row in found.rows] == [True, True, False, False, False, True]
+    def __init__(self, config, frozen, name):
+        self.name, self.frozen, self.taken = name, frozen, 0
+
+    def __enter__(self):
+        self.log.append(f"start {self.name}")
+        return self
+
+    def __exit__(self, *_):
+        self.log.append(f"gone {self.name}")
+
+    def ask(self, line):
+        self.log.append(f"{line} {self.name}")
+        if line == "end":
+            return {"peak_bytes": 10**9 - len(self.frozen)}
+        self.taken = self.taken % 3 + 1
+        return {"seconds": (201.0 - len(self.frozen)) * self.taken, "cpu_seconds": 1.0}
+
+
+def test_depths_take_their_steps_in_turns(costs, monkeypatch):
+    monkeypatch.setattr(probing, "_process", FakeProcess)
+    monkeypatch.setattr(probing, "TOGETHER", 2)
+    monkeypatch.setattr(probing, "STEPS", 3)
+    FakeProcess.log = []
+    found = probing.measure(costs, probing.pipeline.TrainEvalPipelineConfig(), None)
+    turn = ["step none", "step d1", "step d2"]
+    begun = ["start none", "start d1", "start d2", *turn * 3, "end none", "end d1", "end d2", "gone d2", "gone d1"]
+    assert FakeProcess.log[: len(begun)] == begun
+    assert FakeProcess.log[-1] == "gone none" and "start d5" in FakeProcess.log
+    assert [row.measured.relative for row in found.rows] == pytest.approx([1 - 40 * i / 201 for i in range(6)])
+    assert found.rows[1].measured.peak_bytes == 10**9 - 40

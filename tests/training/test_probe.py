@@ -25,11 +25,15 @@ def test_measuring_steps_the_trainer(fake_detector, batch):
     detector = fake_detector()
     plan = FreezePlan.compute(detector, FreezeRequest(freeze=("feature_extractor",)))
     trainer = Trainer(detector, plan, optimizers.Momentum(schedules.constant(0.1)))
-    found = probe.measure(trainer, batch(0), steps=3, warm_up=2)
-    assert int(trainer.global_step) == 5
-    assert len(found.seconds) == len(found.cpu_seconds) == 3
-    assert min(found.seconds) <= found.median <= max(found.seconds)
-    assert found.trained == len(plan.trainable)
+    stepper = probe.Stepper(trainer, batch(0), warm_up=2)
+    seconds, cpu_seconds = stepper.step()
+    assert seconds > 0 and cpu_seconds >= 0
+    assert int(trainer.global_step) == 3
+
+
+def test_relative_time_compares_turn_by_turn():
+    found = probe.Measurement((1.0, 8.0, 3.0), (1.0, 2.0, 3.0), 10, (2.0, 20.0, 4.0))  # the second turn was disturbed
+    assert (found.median, found.cpu_median, found.relative) == (3.0, 2.0, 0.5)
 
 
 def test_peak_memory_is_that_since_it_was_forgotten():

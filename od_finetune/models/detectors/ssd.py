@@ -15,7 +15,7 @@ from od_finetune.boxes.ssd_loss import LossParts, SsdLossOptions, ssd_loss
 from od_finetune.boxes.targets import TargetAssigner
 from od_finetune.models import layers, stages
 from od_finetune.models.image_resizers import Resizer
-from od_finetune.names import Rules, apply_rules
+from od_finetune.names import Rules, Vocabulary, apply_rules
 
 # Canonical leaf -> tf_keras's, after the rules of the part.
 _TF2_LEAVES: Rules = [
@@ -37,6 +37,7 @@ class Network(NamedTuple):
     backbone_rules: Rules
     neck_rules: Rules
     head_rules: Rules
+    vocabularies: tuple[Vocabulary, ...] = ()  # of the backbone in published classification nets
 
 
 class Boxes(NamedTuple):
@@ -73,6 +74,7 @@ class SSD(tf.Module):
             "neck": network.neck_rules,
             "head": network.head_rules,
         }
+        self._vocabularies = network.vocabularies
         self._resizer = resizer
         self._boxes = boxes
         self._pad_to_multiple = pad_to_multiple
@@ -180,6 +182,10 @@ class SSD(tf.Module):
     def tf2_names(self) -> dict[str, str]:
         """Canonical name -> the full name the OD API's TF2 checkpoints store for the same variable."""
         return {name: apply_rules(name, self._rules[self.part(name)] + _TF2_LEAVES) for name in self.named_variables()}
+
+    def vocabularies(self) -> tuple[Vocabulary, ...]:
+        """Under which names published classification nets have the backbone."""
+        return self._vocabularies
 
     def part(self, name: str) -> str:
         """`backbone`, `neck` or `head`: what a canonical variable name belongs to."""
