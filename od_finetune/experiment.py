@@ -142,16 +142,27 @@ def restore_checkpoint(
       ShortfallError: less is restored than `min_restored_fraction` and `require` demand.
       UserError: a checkpoint or a rule can't be used.
     """
-    requests, demand = restore.restore_requests(config.train_config), restore.restore_demand(config.train_config)
-    if not requests and not demand:
+    plan = restore_plan(detector, config)
+    if plan is None:
         logger.info("No fine_tune_checkpoint: training starts from random weights.")
         return None
-    sources = [(open_source(request.path), request) for request in requests]
-    plan = RestorePlan.compute(Target.of(detector), sources, demand, class_transfer.class_transfer(config))
     logger.info("%s", plan.text())
     plan.write(Path(model_dir, RESTORE_PLAN))
     plan.apply(detector.named_variables())
     return plan
+
+
+def restore_plan(detector: fields.Detector, config: TrainEvalPipelineConfig) -> RestorePlan | None:
+    """What would be restored; None if the config asks for nothing.
+
+    Raises:
+      UserError: a checkpoint or a rule can't be used.
+    """
+    requests, demand = restore.restore_requests(config.train_config), restore.restore_demand(config.train_config)
+    if not requests and not demand:
+        return None
+    sources = [(open_source(request.path), request) for request in requests]
+    return RestorePlan.compute(Target.of(detector), sources, demand, class_transfer.class_transfer(config))
 
 
 def build_trainer(detector: fields.Detector, config: TrainEvalPipelineConfig, model_dir: str) -> Trainer:

@@ -29,7 +29,8 @@ ALLOWED: dict[str, set[str]] = {
     **{part: SHARED for part in PARTS},
     "config": SHARED | set(PARTS) | {"protos"},
     "experiment": SHARED | set(PARTS) | {"config", "protos"},
-    "cli": SHARED | set(PARTS) | {"config", "experiment"},
+    "planning": SHARED | set(PARTS) | {"config", "experiment"},
+    "cli": SHARED | set(PARTS) | {"config", "experiment", "planning"},
 }
 
 

@@ -11,12 +11,14 @@ from collections.abc import Iterable, Sequence
 from types import ModuleType
 
 import od_finetune
-from od_finetune.cli.common import log_to_stderr
+from od_finetune.cli.common import CLOSED_PIPE, log_to_stderr
 from od_finetune.errors import UserError
 
 # Name -> one line of help. A subcommand's module is imported only when it is called: some take seconds to load.
 COMMANDS = {
     "lint": "check a pipeline.config",
+    "variables": "list the variables of a pipeline.config or of a checkpoint",
+    "plan": "show what a run would restore and freeze, and what freezing saves",
     "export": "write a frozen graph and a SavedModel from a checkpoint",
     "detect": "run an exported detector on image files",
 }
@@ -31,10 +33,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = build_parser([called] if called in COMMANDS else []).parse_args(arguments)
     try:
         with log_to_stderr():
-            return _module(options.command).run(options)
+            code = _module(options.command).run(options)
+            sys.stdout.flush()
+            return code
     except UserError as error:
         print(f"od-finetune {options.command}: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # as with `| head`
+        # Python flushes standard output once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED_PIPE
 
 
 def build_parser(commands: Iterable[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:

@@ -72,6 +72,11 @@ class TfCheckpoint:
         """Shape by name of optimiser slots, moving averages and counters, sorted by name."""
         return {name: entry.shape for name, entry in self._entries.items() if not entry.is_weight}
 
+    def dtypes(self) -> dict[str, str]:
+        """Type of values by name."""
+        found = self._reader.get_variable_to_dtype_map()
+        return {name: found[entry.key].name for name, entry in self._entries.items()}
+
     def aliases(self) -> dict[str, str]:
         """Object path -> name; empty for a name-based checkpoint."""
         return {entry.path: name for name, entry in self._entries.items() if entry.path and entry.path != name}
