@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from od_finetune import names
-from od_finetune.checkpoints.readers import graph_def, keras_file, saved_model, tf_checkpoint
+from od_finetune.checkpoints.readers import archive, graph_def, keras_file, saved_model, tf_checkpoint
 from od_finetune.errors import UnreadableError, UserError
 
 
@@ -24,6 +24,9 @@ class Source(Protocol):
 
     def names(self) -> Mapping[str, tuple[int, ...]]:
         """Shape by name of everything that may be a model's weight, sorted by name."""
+
+    def order(self) -> tuple[str, ...] | None:
+        """The same names in the order of the file; None where the format keeps none."""
 
     def other_entries(self) -> Mapping[str, tuple[int, ...]]:
         """Shape by name of the rest: optimiser slots, moving averages, step counters."""
@@ -52,6 +55,7 @@ READERS: tuple[Reader, ...] = (
     Reader("SavedModel", saved_model.sniff, saved_model.open_saved_model),
     Reader("frozen TensorFlow graph", graph_def.sniff, graph_def.open_graph),
     Reader("Keras file", keras_file.sniff, keras_file.open_keras),
+    Reader("archive (.tar.gz, .tar, .zip) of one of these", archive.sniff, archive.open_archive),
 )
 
 
