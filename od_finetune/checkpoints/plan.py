@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from od_finetune import files
-from od_finetune.checkpoints import class_rows, demands, diagnosis, matching, report
+from od_finetune.checkpoints import averages, class_rows, demands, diagnosis, matching, report
 from od_finetune.checkpoints.class_rows import ClassTransfer
 from od_finetune.checkpoints.matching import SourcePlan
 from od_finetune.checkpoints.records import NO_DEMAND, Demand, Inputs, RestoreRequest, Row, Status, Target
@@ -53,11 +53,13 @@ class RestorePlan:
           transfer: carries rows of the class predictor over by the name of their class, from each source that has it.
 
         Raises:
-          UserError: a rule of a request or demand matches nothing or is not valid, or the transfer's label map is not
-            the checkpoint's.
+          UserError: a rule of a request or demand matches nothing, moving averages are asked of a source without, or the
+            transfer's label map is not the checkpoint's.
         """
         parts = []
         for origin, (source, request) in enumerate(sources):
+            if request.moving_averages:
+                source = averages.with_moving_averages(source)
             part = matching.match(target, source, request, origin, transfer)
             parts.append(dataclasses.replace(part, problem=diagnosis.problem(part, target)))
         rows = tuple(_merged(views) for views in zip(*(part.rows for part in parts), strict=True)) or _fresh(target)

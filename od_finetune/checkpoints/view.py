@@ -41,11 +41,11 @@ def view(source: Source, request: RestoreRequest) -> View:
     Raises:
       UserError: a pattern matches nothing, or two entries would have one name.
     """
-    shapes = source.names()
-    rewritten = _rewritten(list(shapes), request)
+    shapes, aliases = source.names(), source.aliases()
+    rewritten, second = _rewritten(list(shapes), list(aliases), request)
     spellings: dict[str, list[str]] = {}
-    for alias, name in source.aliases().items():
-        spellings.setdefault(name, []).append(alias)
+    for alias, name in aliases.items():
+        spellings.setdefault(name, []).append(second[alias])
     aliases_of = {seen: spellings.get(own, []) for own, seen in rewritten.items()}
     kept = set(rewritten.values())
     if request.only:
@@ -80,14 +80,21 @@ def no_match(field: str, pattern: str, candidates: Iterable[str], what: str) -> 
     return UserError(f"{field}: {pattern!r} matches no {what}.{listed}")
 
 
-def _rewritten(entries: list[str], request: RestoreRequest) -> dict[str, str]:
-    """The file's name -> its name after `map`."""
+def _rewritten(
+    entries: list[str], aliases: list[str], request: RestoreRequest
+) -> tuple[dict[str, str], dict[str, str]]:
+    """The file's name -> its name after `map`, and the same of second spellings."""
     current = {name: name for name in entries}
+    second = {alias: alias for alias in aliases}
     for index, (pattern, replacement) in enumerate(request.map):
         field = f"{request.field}.map[{index}]"
-        if not any(names.compile_pattern(pattern).search(seen) for seen in current.values()):
-            raise no_match(f"{field}.pattern", pattern, current.values(), "name of the checkpoint")
-        current = {name: names.apply_rules(seen, [(pattern, replacement)]) for name, seen in current.items()}
+        everything = (*current.values(), *second.values())
+        if not any(names.compile_pattern(pattern).search(seen) for seen in everything):
+            raise no_match(f"{field}.pattern", pattern, everything, "name of the checkpoint")
+        current, second = (
+            {name: names.apply_rules(seen, [(pattern, replacement)]) for name, seen in group.items()}
+            for group in (current, second)
+        )
     owner: dict[str, str] = {}
     for name, seen in current.items():
         if seen in owner:
@@ -96,7 +103,7 @@ def _rewritten(entries: list[str], request: RestoreRequest) -> dict[str, str]:
                 "patterns more exact."
             )
         owner[seen] = name
-    return current
+    return current, second
 
 
 def _matching(aliases_of: Mapping[str, list[str]], patterns: Iterable[str], field: str) -> set[str]:

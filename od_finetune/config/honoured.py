@@ -123,7 +123,7 @@ HONOURED: dict[str, str] = {
     "update_trainable_variables freeze_variables merge_multiple_label_boxes add_regularization_loss "
     "max_number_of_boxes learning_rate_multiplier checkpoint_every_n_steps max_checkpoints_to_keep seed "
     "log_every_n_steps restore min_restored_fraction require class_transfer keep_classes",
-    "Restore": "checkpoint type scope map only skip by_order batch_norm_epsilon",
+    "Restore": ALL,
     "NameMap": ALL,
     "LearningRateMultiplier": ALL,
     "ClassTransfer": ALL,
@@ -273,7 +273,6 @@ UNHONOURED: dict[str, str] = {
     "TargetAssigner": ALL,
     "TrainConfig": "use_multiclass_scores use_bfloat16 summarize_gradients "
     "freeze_through trainable_batch_norm unfreeze layer_decay weight_decay",
-    "Restore": "moving_averages",
     "BatchNormTraining": ALL,
     "Unfreeze": ALL,
     "WeightDecay": ALL,

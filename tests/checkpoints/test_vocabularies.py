@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras
 
 from od_finetune.checkpoints.arrays import HWIO, OIHW, ArraySource
 from od_finetune.checkpoints.plan import RestorePlan, RestoreRequest, Status, Target
+from od_finetune.checkpoints.source import open_source
+from od_finetune.errors import UserError
 from od_finetune.models import layers
 from od_finetune.models.backbones import mobilenet_v1, mobilenet_v2
 from od_finetune.names import apply_rules
@@ -35,9 +38,10 @@ def _source(values, layout=OIHW, **fields):
 class Net:
     """A backbone and the target it is."""
 
-    def __init__(self, module, family, levels, tf2_rules, **options):
+    def __init__(self, module, family, levels, tf2_rules, explicit_padding=True, **options):
         scope = f"FeatureExtractor/{module.__name__}"
-        self.module = module(scope, family.DEFAULTS._replace(norm=self._norm(**options)), levels, explicit_padding=True)
+        hyperparams = family.DEFAULTS._replace(norm=self._norm(**options))
+        self.module = module(scope, hyperparams, levels, explicit_padding=explicit_padding)
         self.module(tf.zeros([1, 32, 32, 3]))
         self.variables = layers.named_variables(self.module)
         norms = {name: layer for name, layer in layers.weighted_layers(self.module).items() if "BatchNorm" in name}
@@ -116,6 +120,14 @@ def test_names_of_one_prefix_more_take_a_map(v2, recorder):
     _check_features(v2, recorder)
 
 
+def test_a_prefix_more_is_diagnosed_with_the_map_that_helps(v2, recorder):
+    values = {f"backbone.body.{name}": value for name, value in _torchvision(recorder).items()}
+    with pytest.raises(UserError) as error:
+        v2.restore(_source(values))
+    assert "another scope: 260 variables" in str(error.value) and "under backbone.body." in str(error.value)
+    assert r'Write restore { map { pattern: "^backbone\\.body\\." replacement: "" } }' in str(error.value)
+
+
 def test_by_order_under_names_nobody_knows(v2, recorder):
     values = _torchvision(recorder)
     scopes = list(dict.fromkeys(name.rpartition(".")[0] for name in values))
@@ -189,7 +201,7 @@ def test_every_vocabulary_names_every_variable_once(request, net, family):
     names = request.getfixturevalue(net).variables
     for vocabulary in family.VOCABULARIES:
         spelled = {apply_rules(name, vocabulary.rules) for name in names}
-        assert len(spelled) == len(names) and not any("/" in name for name in spelled), vocabulary.name
+        assert len(spelled) == len(names) and not any("Mobilenet" in name for name in spelled), vocabulary.name
 
 
 def test_keras_3_calls_depthwise_kernels_kernels(v1):
@@ -210,3 +222,55 @@ def test_a_checkpoint_under_two_vocabularies_is_told(v2, recorder):
     notice = "260 variables are in the checkpoint under more than one name; taken is the first"
     assert any(notice in line and "(torchvision)" in line and "(timm)" in line for line in plan.text().splitlines())
     assert v2.restore(_source(both), skip=(r"^(blocks|bn\d|conv_)",)).sources[0].notices[0].startswith("52 batch norms")
+
+
+TF_VISION = {
+    "MobilenetV1/Conv2d_0/weights": "backbone/layer_with_weights-0/_conv0/kernel",
+    "MobilenetV1/Conv2d_1_depthwise/depthwise_weights": "backbone/layer_with_weights-1/_dwconv0/depthwise_kernel",
+    "MobilenetV1/Conv2d_13_pointwise/BatchNorm/gamma": "backbone/layer_with_weights-13/_norm1/gamma",
+    "MobilenetV2/expanded_conv/depthwise/BatchNorm/beta": "backbone/layer_with_weights-1/_norm1/beta",
+    "MobilenetV2/expanded_conv_16/project/weights": "backbone/layer_with_weights-17/_conv2/kernel",
+    "MobilenetV2/Conv_1/weights": "backbone/layer_with_weights-18/_conv0/kernel",
+}
+
+
+@pytest.mark.parametrize("canonical", TF_VISION)
+def test_tf_vision_object_paths(canonical):
+    family = mobilenet_v1 if "V1" in canonical else mobilenet_v2
+    first = next(vocabulary for vocabulary in family.VOCABULARIES if vocabulary.name == "TF-Vision")
+    assert apply_rules(f"FeatureExtractor/{canonical}", first.rules) == TF_VISION[canonical]
+
+
+# Our levels by their endpoint at the same place; their backbones stop before the last convolution of V2.
+LEVELS = {
+    "MobileNetV1": {"Conv2d_3_pointwise": "2", "Conv2d_5_pointwise": "3", "Conv2d_13_pointwise": "5"},
+    "MobileNetV2": {"layer_14": "4", "layer_18": "5", "layer_19": None},
+}
+
+
+@pytest.mark.slow  # importing official.vision takes many seconds
+@pytest.mark.parametrize("model_id", LEVELS)
+@pytest.mark.parametrize("root", ["backbone", "model"])
+def test_backbones_of_tf_models_official_itself(tmp_path, model_id, root):
+    from official.vision.modeling.backbones import mobilenet
+    from official.vision.modeling.decoders import fpn
+
+    theirs = mobilenet.MobileNet(model_id, input_specs=tf_keras.layers.InputSpec(shape=[None, 64, 64, 3]))
+    rng = np.random.default_rng(0)
+    for weight in theirs.weights:
+        if len(weight.shape) == 1:
+            weight.assign(rng.uniform(0.5, 1.5, size=weight.shape))
+    decoder = fpn.FPN(theirs.output_specs, min_level=3, max_level=5, num_filters=8)
+    path = tf.train.Checkpoint(**{root: theirs}, decoder=decoder).save(str(tmp_path / "ckpt"))
+
+    levels, family = LEVELS[model_id], {"MobileNetV1": mobilenet_v1, "MobileNetV2": mobilenet_v2}[model_id]
+    module = getattr(family, model_id.replace("Net", "net"))
+    ours = Net(module, family, tuple(levels), family.TF2_RULES, explicit_padding=False)
+    plan = ours.restore(open_source(path))
+    assert {(row.status, row.rule) for row in plan.rows} == {(Status.RESTORED, "TF-Vision as object path")}
+    assert len(plan.rows) == len(theirs.weights)
+    images = tf.constant(rng.uniform(-1, 1, (2, 64, 64, 3)), tf.float32)
+    features, expected = ours.module(images), theirs(images)
+    for level, endpoint in levels.items():
+        if endpoint is not None:
+            np.testing.assert_allclose(features[level], expected[endpoint], atol=1e-4 * np.std(expected[endpoint]))
