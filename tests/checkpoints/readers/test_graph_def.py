@@ -191,6 +191,24 @@ class TestSavedModel:
         assert source.aliases()["model/_feature_extractor/kernel"] == "Conv1/kernel"
         np.testing.assert_array_equal(source.read("Conv1/kernel"), np.ones([2, 3]))
 
+    @pytest.mark.slow
+    def test_of_the_tf2_zoo(self, shared, save_golden, tmp_path):
+        """The exporter's checkpoint is the trained one under `_model`: its object graph, recorded, says how."""
+        golden = "tf2_ssd_mobilenet_v2_320x320_coco17_tpu-8"
+        values = save_golden(golden, tmp_path / "saved_model" / "variables" / "variables", exported=True)
+        (tmp_path / "saved_model" / "saved_model.pb").write_bytes(b"\x08\x01")
+        source = open_source(tmp_path)
+        assert source.aliases()["model/_feature_extractor/classification_backbone/layer_with_weights-0/kernel"] == (
+            "Conv1/kernel"
+        )
+        detector = _detector(shared / "reference" / "goldens" / golden / "pipeline.config")
+        plan = _plan(detector, source)
+        plan.check()
+        plan.apply(detector.named_variables())
+        names = detector.tf2_names()
+        for name, variable in detector.named_variables().items():
+            np.testing.assert_array_equal(variable, values[names[name]], err_msg=name)
+
     def test_of_this_project(self, trained):
         source = open_source(trained.export_dir / "saved_model")
         assert source.kind == "SavedModel with a od_finetune checkpoint"
@@ -226,6 +244,14 @@ class TestNoFrozenGraph:
         with pytest.raises(UnreadableError, match="damaged or incompletely copied.*Copy it again"):
             open_source(tmp_path / "g.pb")
 
+    def test_cut_short_after_opening(self, tmp_path, tiny):
+        source = open_source(_write(tmp_path / "g.pb", tiny[3]))
+        with open(tmp_path / "g.pb", "r+b") as file:
+            file.truncate(1000)
+        with pytest.raises(UnreadableError, match="has become shorter"):
+            for name in source.names():
+                source.read(name)
+
     @pytest.mark.parametrize("sizes", [[1 << 30, 1 << 30], [-5, 3], [1 << 62, 1 << 62]])
     def test_declared_shapes_that_cannot_be(self, tmp_path, sizes):
         shape = {"dim": [{"size": size} for size in sizes]}
@@ -239,21 +265,21 @@ class TestNoFrozenGraph:
             open_source(tmp_path / "g.pb")
 
 
+@pytest.fixture(scope="module")
+def coco(shared, tmp_path_factory):
+    from od_finetune.export import frozen_graph
+
+    folder = shared / "data" / "ssdlite_mobilenet_v2_coco"
+    detector = _detector(folder / "pipeline.config")
+    checkpoint = open_source(folder / "model.ckpt")
+    _plan(detector, checkpoint).apply(detector.named_variables())
+    path = frozen_graph.export(detector, tmp_path_factory.mktemp("coco"), "image_tensor")
+    return detector, checkpoint, path, _predictions(detector)
+
+
 @pytest.mark.slow
 class TestCoco:
     """The published ssdlite_mobilenet_v2_coco, frozen whole by this project's export."""
-
-    @classmethod
-    @pytest.fixture(scope="class")
-    def coco(cls, shared, tmp_path_factory):
-        from od_finetune.export import frozen_graph
-
-        folder = shared / "data" / "ssdlite_mobilenet_v2_coco"
-        detector = _detector(folder / "pipeline.config")
-        checkpoint = open_source(folder / "model.ckpt")
-        _plan(detector, checkpoint).apply(detector.named_variables())
-        path = frozen_graph.export(detector, tmp_path_factory.mktemp("coco"), "image_tensor")
-        return detector, checkpoint, path, _predictions(detector)
 
     def test_every_variable(self, coco):
         detector, checkpoint, path, _ = coco
