@@ -43,8 +43,9 @@ class GraphWeights:
 
     def add(self, name: str, constant: Constant, key: str | None = None) -> str:
         """Enters a constant; under a longer name if there is another one of that name."""
-        if key is not None and self.keys.get(key) == name:
-            return name
+        known = self.keys.get(key, "") if key is not None else ""
+        if known.partition("@")[0] == name:
+            return known
         if name in self.entries:
             if _same(self.entries[name], constant):
                 return name

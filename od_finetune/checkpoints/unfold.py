@@ -184,10 +184,10 @@ def _steps(graph: Graph, key: str, channels: int, weights: GraphWeights) -> list
     while len(users := graph.users(key)) == 1 and len(steps) < 8:
         key = users[0]
         node = graph.nodes[key]
-        if node.op not in (*_ADDITIONS, "Mul", "Sub"):
+        if node.op not in (*_ADDITIONS, "Mul", "Sub") or len(node.inputs) != 2:
             break
-        sources = [_per_channel(graph, operand, channels) for operand in node.inputs[:2]]
-        at = 1 if len(sources) > 1 and sources[1] else 0
+        sources = [_per_channel(graph, operand, channels) for operand in node.inputs]
+        at = 1 if sources[1] else 0
         if not any(sources) or (node.op == "Sub" and at == 0):
             break
         steps.append(({"Mul": 0, "Sub": -1}.get(node.op, 1), node, sources[at]))
@@ -256,7 +256,9 @@ def _decomposed_norm(graph: Graph, key: str, weights: GraphWeights) -> None:
 
 
 def _other_constant(graph: Graph, key: str) -> str | None:
-    return next((source for operand in graph.nodes[key].inputs if (source := graph.constant(operand))), None)
+    """The constant of two operands; None if neither is one."""
+    operands = graph.nodes[key].inputs if len(graph.nodes[key].inputs) == 2 else ()
+    return next((source for operand in operands if (source := graph.constant(operand))), None)
 
 
 def _named(graph: Graph, weights: GraphWeights) -> None:

@@ -44,6 +44,7 @@ class Buffer(NamedTuple):
     view: memoryview
     start: int
     end: int
+    repeated: list[int]  # one number: the bytes of all constants that are written as one number for all values
 
 
 def sniff(path: str) -> bool:
@@ -79,7 +80,7 @@ def mapped(path: str) -> Buffer:
             view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except (OSError, ValueError) as error:
         raise UnreadableError(f"{path}: cannot be read: {first_line(error)}") from None
-    return Buffer(path, view, 0, len(view))
+    return Buffer(path, view, 0, len(view), [0])
 
 
 def source(buffer: Buffer, path: str, kind: str) -> ArraySource:
@@ -253,7 +254,8 @@ def _constant(buffer: Buffer, name: str, attribute: Field) -> Constant | None:
         if content.end - content.start != size:
             raise WireError(f"{name} has {content.end - content.start} bytes, its shape {list(shape)} takes {size}")
         return Constant(shape, _in_place(buffer.path, content, dtype, shape), dtype.is_floating)
-    if size > max(_MOST_REPEATED, buffer.end - buffer.start):
+    buffer.repeated[0] += size
+    if buffer.repeated[0] > max(_MOST_REPEATED, buffer.end - buffer.start):
         raise WireError(f"{name} has shape {list(shape)}, which takes {size} bytes, in a file of {buffer.end}")
     return Constant(shape, _repeated(buffer.path, tensor, name, shape), dtype.is_floating)
 

@@ -1,6 +1,7 @@
 """Frozen graphs and SavedModels, as TensorFlow writes them."""
 
 import functools
+import time
 
 import numpy as np
 import pytest
@@ -258,6 +259,33 @@ class TestNoFrozenGraph:
         (tmp_path / "g.pb").write_bytes(self._bytes(tensor_shape=shape))
         with pytest.raises(UserError, match="shape"):
             open_source(tmp_path / "g.pb")
+
+    def test_many_large_constants_of_one_number(self, tmp_path):
+        graph = tf1.GraphDef()
+        for i in range(4):
+            node = graph.node.add(name=f"c{i}/weights", op="Const")
+            node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(1.0))
+            node.attr["value"].tensor.tensor_shape.dim.add(size=5_000_000)
+        (tmp_path / "g.pb").write_bytes(graph.SerializeToString())
+        with pytest.raises(UserError, match="c3/weights has shape .5000000., which takes 20000000 bytes, in a file of"):
+            open_source(tmp_path / "g.pb")
+
+    def test_knotted_graph_ends(self, tmp_path):
+        """Every convolution leads to the same chain and the same additions."""
+        graph = tf1.GraphDef()
+        for i in range(5000):
+            graph.node.add(name=f"i{i}", op="Identity", input=[f"i{i - 1}" if i else "x"])
+            graph.node.add(name=f"c{i}", op="Conv2D", input=["i4999", "w/weights"])
+            graph.node.add(name=f"r{i}", op="Rsqrt", input=["add"])
+        graph.node.add(name="x", op="Identity", input=[f"c{i}" for i in range(5000)])
+        graph.node.add(name="m", op="Mul", input=[f"r{i}" for i in range(5000)] + [f"c{i}" for i in range(5000)])
+        graph.node.add(name="w/weights", op="Const").attr["value"].tensor.CopyFrom(
+            tf.make_tensor_proto(np.ones((1, 1, 2, 2), np.float32))
+        )
+        (tmp_path / "g.pb").write_bytes(graph.SerializeToString())
+        started = time.monotonic()
+        assert open_source(tmp_path / "g.pb").names() == {"w/weights": (1, 1, 2, 2)}
+        assert time.monotonic() - started < 30
 
     def test_many_nodes_of_nothing(self, tmp_path):
         (tmp_path / "g.pb").write_bytes(self._bytes() + b"\x0a\x00" * 1000)

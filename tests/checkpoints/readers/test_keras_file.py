@@ -255,7 +255,7 @@ class TestNoKerasFile:
         assert len(open_source(write("odd.keras", weights, config=json.dumps(odd))).names()) == 1
         content = write("cut.keras", weights).read_bytes()
         (tmp_path / "cut.keras").write_bytes(content[:-10])
-        self._open(tmp_path / "cut.keras", "not a checkpoint that can be read")
+        self._open(tmp_path / "cut.keras", "damaged or incompletely downloaded archive", UnreadableError)
 
     def test_damaged(self, tmp_path, keras2):
         content = (keras2[0] / "body.h5").read_bytes()
