@@ -70,11 +70,12 @@ class Graph:
         found: list[str] = []
         open_keys, seen = [key], {key}
         while open_keys:
-            for user in self.consumers.get(open_keys.pop(), ()):
+            current = open_keys.pop()
+            for user in self.consumers.get(current, ()):
                 if user in seen:
                     continue
                 seen.add(user)
-                if self.nodes[user].op in _PASSING:
+                if self.nodes[user].op in _PASSING and self.nodes[user].inputs[0] == current:
                     open_keys.append(user)
                 else:
                     found.append(user)

@@ -11,7 +11,6 @@ were cannot be known any more.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable, Mapping
 
@@ -19,9 +18,17 @@ import numpy as np
 
 from od_finetune.checkpoints.arrays import ArraySource
 from od_finetune.checkpoints.graph import Constant, Graph, Node, plain_name
+from od_finetune.checkpoints.graph_weights import (
+    BIASES,
+    EPSILON,
+    NORM_LEAVES,
+    GraphWeights,
+    layer,
+    reads_bias,
+    variable,
+    vector,
+)
 
-EPSILON = 0.001
-"""Which an unfolded batch norm is to be computed with; its variance is 1 - EPSILON."""
 _DEFAULT_EPSILON = 1e-4  # of the FusedBatchNorm ops
 
 _KERNELS = {
@@ -36,51 +43,7 @@ _KERNELS = {
 }
 _NORMS = ("FusedBatchNorm", "FusedBatchNormV2", "FusedBatchNormV3", "_FusedBatchNormEx")
 _ADDITIONS = ("BiasAdd", "BiasAddV1", "Add", "AddV2")
-_NORM_LEAVES = ("gamma", "beta", "moving_mean", "moving_variance")
-_BIASES = ("biases", "bias")
-_LEAVES = {"weights", "depthwise_weights", "pointwise_weights", "kernel", "depthwise_kernel", "pointwise_kernel"} | {
-    *_BIASES,
-    *_NORM_LEAVES,
-}
-_KERAS_LEAVES = {
-    "weights": "kernel",
-    "depthwise_weights": "depthwise_kernel",
-    "pointwise_weights": "pointwise_kernel",
-    "biases": "bias",
-}
-# What a layer's operations are called within its scope.
-_OPERATION = re.compile(
-    r"/(separable_conv2d(/depthwise)?|Conv2D|depthwise|convolution|conv2d_transpose|MatMul|Tensordot/MatMul|BiasAdd"
-    r"|Relu6?|Sigmoid)(_\d+)?$"
-)
 _NORM_OPERATION = re.compile(r"/(FusedBatchNorm(V\d)?(_\d+)?|batchnorm)(/.*)?$")
-
-
-@dataclasses.dataclass
-class _Weights:
-    entries: dict[str, Constant] = dataclasses.field(default_factory=dict)
-    aliases: dict[str, str] = dataclasses.field(default_factory=dict)
-    epsilons: dict[str, float] = dataclasses.field(default_factory=dict)
-    unfolded: list[str] = dataclasses.field(default_factory=list)
-    keys: dict[str, str] = dataclasses.field(default_factory=dict)  # Const -> the entry it became first
-    clashes: list[str] = dataclasses.field(default_factory=list)
-
-    def add(self, name: str, constant: Constant, key: str | None = None) -> str:
-        """Enters a constant; under a longer name if there is another one of that name."""
-        if key is not None and self.keys.get(key) == name:
-            return name
-        if name in self.entries:
-            if _same(self.entries[name], constant):
-                return name
-            self.clashes.append(name)
-            name = f"{name}@{len(self.clashes)}"
-        self.entries[name] = constant
-        if key is not None:
-            self.keys.setdefault(key, name)
-        scope, _, leaf = name.rpartition("/")
-        if leaf in _KERAS_LEAVES:
-            self.aliases[f"{scope}/{_KERAS_LEAVES[leaf]}"] = name
-        return name
 
 
 def graph_source(path: str, kind: str, nodes: Mapping[str, Node]) -> ArraySource:
@@ -94,7 +57,7 @@ def graph_source(path: str, kind: str, nodes: Mapping[str, Node]) -> ArraySource
       path, kind: of the Source.
       nodes: by key; see `graph.Node`.
     """
-    graph, weights = Graph(nodes), _Weights()
+    graph, weights = Graph(nodes), GraphWeights()
     for key, node in nodes.items():
         if node.op in _KERNELS and len(node.inputs) > 1:
             _convolution(graph, key, weights)
@@ -108,7 +71,7 @@ def graph_source(path: str, kind: str, nodes: Mapping[str, Node]) -> ArraySource
         for key, node in nodes.items()
         if node.constant is not None and key not in weights.keys and node.name not in weights.entries
     }
-    _without_root(weights)
+    weights.add_short_names()
     everything = {**others, **weights.entries}
     return ArraySource(
         path,
@@ -117,21 +80,21 @@ def graph_source(path: str, kind: str, nodes: Mapping[str, Node]) -> ArraySource
         lambda name: everything[name].load(),
         others={name: constant.shape for name, constant in others.items()},
         second_names=weights.aliases,
-        notes=_notes(weights),
+        notes=weights.notes(),
         epsilons=weights.epsilons,
     )
 
 
-def _convolution(graph: Graph, key: str, weights: _Weights) -> None:
+def _convolution(graph: Graph, key: str, weights: GraphWeights) -> None:
     """Enters the kernel, and bias or folded norm behind it."""
     node = graph.nodes[key]
     source = graph.constant(node.inputs[1])
     if source is None or len(graph.nodes[source].constant.shape) < 2:
         return
     kernel = graph.nodes[source].constant
-    name = _variable(graph.nodes[source].name)
+    name = variable(graph.nodes[source].name)
     if name is None:
-        scope = _layer(graph.nodes[source].name, node.name)
+        scope = layer(graph.nodes[source].name, node.name)
         leaf = _KERNELS[node.op]
         if leaf == "weights" and "separable_conv2d" in node.name:
             leaf = "pointwise_weights"
@@ -144,7 +107,7 @@ def _convolution(graph: Graph, key: str, weights: _Weights) -> None:
     _affine(graph, key, scope, channels, weights)
 
 
-def _affine(graph: Graph, key: str, scope: str, channels: int, weights: _Weights) -> None:
+def _affine(graph: Graph, key: str, scope: str, channels: int, weights: GraphWeights) -> None:
     """Enters what is added to and multiplied with a convolution's outputs: its bias, else a norm that was folded."""
     scales: list[Constant] = []
     offsets: list[tuple[float, Constant | None]] = []  # (sign, constant), (0, None) for "times the latest scale"
@@ -152,14 +115,14 @@ def _affine(graph: Graph, key: str, scope: str, channels: int, weights: _Weights
     for step in _steps(graph, key, channels, weights):
         sign, node, source = step
         constant = graph.nodes[source].constant
-        named = _variable(graph.nodes[source].name)
+        named = variable(graph.nodes[source].name)
         leaf = named.rpartition("/")[2] if named else ""
-        if sign and not scales and not offsets and (leaf in _BIASES or _reads_bias(graph.nodes[source].name, scope)):
-            weights.add(named or f"{scope}/biases", _vector(constant), source)
+        if sign and not scales and not offsets and (leaf in BIASES or reads_bias(graph.nodes[source].name, scope)):
+            weights.add(named or f"{scope}/biases", vector(constant), source)
             continue
         weights.keys.setdefault(source, "")
         stripped = _NORM_OPERATION.sub("", plain_name(node.name))
-        if leaf in _NORM_LEAVES:
+        if leaf in NORM_LEAVES:
             norm_scope = named.rpartition("/")[0]
         elif stripped != plain_name(node.name):
             norm_scope = stripped
@@ -178,7 +141,7 @@ def _unfold(
     channels: int,
     scales: list[Constant],
     offsets: list[tuple[float, Constant | None]],
-    weights: _Weights,
+    weights: GraphWeights,
 ) -> None:
     def gamma() -> np.ndarray:
         product = np.ones([channels], np.float32)
@@ -205,7 +168,7 @@ def _unfold(
     weights.unfolded.append(scope)
 
 
-def _steps(graph: Graph, key: str, channels: int, weights: _Weights) -> list[tuple[float, Node, str]]:
+def _steps(graph: Graph, key: str, channels: int, weights: GraphWeights) -> list[tuple[float, Node, str]]:
     """(1 added, -1 subtracted, 0 multiplied; the node; its Const) of what follows a convolution, in order."""
     node = graph.nodes[key]
     steps: list[tuple[float, Node, str]] = []
@@ -221,10 +184,10 @@ def _steps(graph: Graph, key: str, channels: int, weights: _Weights) -> list[tup
     while len(users := graph.users(key)) == 1 and len(steps) < 8:
         key = users[0]
         node = graph.nodes[key]
-        if node.op not in (*_ADDITIONS, "Mul", "Sub"):
+        if node.op not in (*_ADDITIONS, "Mul", "Sub") or len(node.inputs) != 2:
             break
-        sources = [_per_channel(graph, operand, channels) for operand in node.inputs[:2]]
-        at = 1 if len(sources) > 1 and sources[1] else 0
+        sources = [_per_channel(graph, operand, channels) for operand in node.inputs]
+        at = 1 if sources[1] else 0
         if not any(sources) or (node.op == "Sub" and at == 0):
             break
         steps.append(({"Mul": 0, "Sub": -1}.get(node.op, 1), node, sources[at]))
@@ -242,10 +205,10 @@ def _per_channel(graph: Graph, operand: str, channels: int) -> str | None:
     return source if fits and constant.floating else None
 
 
-def _norm(graph: Graph, node: Node, inputs: tuple[str, ...], weights: _Weights) -> None:
+def _norm(graph: Graph, node: Node, inputs: tuple[str, ...], weights: GraphWeights) -> None:
     """Enters scale, offset, mean and variance of one FusedBatchNorm."""
     sources = [graph.constant(operand) for operand in inputs]
-    names = [_variable(graph.nodes[source].name) if source else None for source in sources]
+    names = [variable(graph.nodes[source].name) if source else None for source in sources]
     scope = next((name.rpartition("/")[0] for name in names if name), None)
     if scope is None:
         read = next((graph.nodes[source].name for source in sources if source), "")
@@ -253,13 +216,13 @@ def _norm(graph: Graph, node: Node, inputs: tuple[str, ...], weights: _Weights) 
         scope = _NORM_OPERATION.sub("", own)
         if scope == own:  # fused into the convolution, which gives it its own name
             scope = re.sub(r"/ReadVariableOp(_\d+)?$", "", _NORM_OPERATION.sub("", plain_name(read)))
-    for leaf, source, name in zip(_NORM_LEAVES, sources, names, strict=True):
+    for leaf, source, name in zip(NORM_LEAVES, sources, names, strict=True):
         if source is not None:
-            weights.add(name or f"{scope}/{leaf}", _vector(graph.nodes[source].constant), source)
+            weights.add(name or f"{scope}/{leaf}", vector(graph.nodes[source].constant), source)
     weights.epsilons[scope] = float(node.attributes.get("epsilon", _DEFAULT_EPSILON))
 
 
-def _decomposed_norm(graph: Graph, key: str, weights: _Weights) -> None:
+def _decomposed_norm(graph: Graph, key: str, weights: GraphWeights) -> None:
     """Enters a norm computed as x * k + (beta - mean * k), k = gamma * rsqrt(variance + epsilon)."""
     addition = graph.nodes.get(graph.nodes[key].inputs[0])
     if addition is None or addition.op not in _ADDITIONS or len(addition.inputs) < 2:
@@ -284,87 +247,31 @@ def _decomposed_norm(graph: Graph, key: str, weights: _Weights) -> None:
                     found["beta"] = beta
     if "moving_mean" not in found:
         return
-    names = {leaf: _variable(graph.nodes[source].name) for leaf, source in found.items()}
+    names = {leaf: variable(graph.nodes[source].name) for leaf, source in found.items()}
     own = _NORM_OPERATION.sub("", plain_name(graph.nodes[key].name))
     scope = next((name.rpartition("/")[0] for name in names.values() if name), own)
     for leaf, source in found.items():
-        weights.add(names[leaf] or f"{scope}/{leaf}", _vector(graph.nodes[source].constant), source)
+        weights.add(names[leaf] or f"{scope}/{leaf}", vector(graph.nodes[source].constant), source)
     weights.epsilons[scope] = float(epsilon.load())
 
 
 def _other_constant(graph: Graph, key: str) -> str | None:
-    return next((source for operand in graph.nodes[key].inputs if (source := graph.constant(operand))), None)
+    """The constant of two operands; None if neither is one."""
+    operands = graph.nodes[key].inputs if len(graph.nodes[key].inputs) == 2 else ()
+    return next((source for operand in operands if (source := graph.constant(operand))), None)
 
 
-def _named(graph: Graph, weights: _Weights) -> None:
+def _named(graph: Graph, weights: GraphWeights) -> None:
     """Enters what else is read as a variable is: `<name>/read`."""
     for key, node in graph.nodes.items():
         if node.constant is None or key in weights.keys or not node.constant.floating:
             continue
         readers = [graph.nodes[user] for user in graph.consumers.get(key, ())]
         name = plain_name(node.name)
-        known = _variable(node.name) or any(reader.name == f"{node.name}/read" for reader in readers)
+        known = variable(node.name) or any(reader.name == f"{node.name}/read" for reader in readers)
         if known and name not in weights.entries:  # of a folded norm, the old constants may lie about
             weights.add(name, node.constant, key)
 
 
-def _without_root(weights: _Weights) -> None:
-    """A scope that all names share (a Keras model's name) may be left out in looking them up."""
-    roots = {name.split("/")[0] for name in weights.entries}
-    if len(roots) == 1 and all(name.count("/") > 1 for name in weights.entries):
-        skip = len(roots.pop()) + 1
-        known = {**weights.aliases, **{name: name for name in weights.entries}}
-        weights.aliases |= {name[skip:]: entry for name, entry in known.items()}
-
-
-def _variable(name: str) -> str | None:
-    """The variable that a constant was, by its name; None if it is named after an operation."""
-    name = plain_name(name)
-    return name if name.rpartition("/")[2] in _LEAVES and "/" in name else None
-
-
-def _layer(constant: str, node: str) -> str:
-    """The layer that a kernel belongs to, by the name of the constant if that is of a layer, else of the operation."""
-    for name in (plain_name(constant), plain_name(node)):
-        scope = _OPERATION.sub("", name)
-        if scope != name:
-            return scope
-    return plain_name(node)
-
-
-def _reads_bias(constant: str, scope: str) -> bool:
-    return re.fullmatch(re.escape(scope) + r"/BiasAdd(_\d+)?", plain_name(constant)) is not None
-
-
 def _flat(constant: Constant) -> np.ndarray:
     return constant.load().reshape(-1).astype(np.float32)
-
-
-def _vector(constant: Constant) -> Constant:
-    """`[1, 1, 1, C]` as `[C]`."""
-    if len(constant.shape) == 1:
-        return constant
-    return Constant((int(np.prod(constant.shape)),), lambda: constant.load().reshape(-1), constant.floating)
-
-
-def _same(one: Constant, other: Constant) -> bool:
-    return one.shape == other.shape and bool(np.array_equal(one.load(), other.load()))
-
-
-def _notes(weights: _Weights) -> tuple[str, ...]:
-    notes = []
-    if weights.unfolded:
-        shown = ", ".join(weights.unfolded[:3]) + (", ..." if len(weights.unfolded) > 3 else "")
-        notes.append(
-            f"{len(weights.unfolded)} batch norms were folded into the convolutions before them and are unfolded: "
-            f"kernels keep the factor, beta is the offset, mean 0, variance {1 - EPSILON:g} ({shown}). Inference is "
-            "the same; their true statistics are lost, so that in training mode they normalise differently: freeze "
-            "them, or expect a warm-up."
-        )
-    if weights.clashes:
-        shown = ", ".join(sorted(set(weights.clashes))[:3])
-        notes.append(
-            f"{len(weights.clashes)} constants have a name that another one with other values has; the first keeps "
-            f"it, the rest have '@' and a number behind it: {shown}."
-        )
-    return tuple(notes)

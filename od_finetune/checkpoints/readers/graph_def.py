@@ -1,6 +1,6 @@
 """Frozen TensorFlow graphs (`frozen_inference_graph.pb`): a GraphDef whose weights are constants. Nothing is run.
 
-The file is mapped and walked in place (`wire`): names and shapes are taken down, a tensor is read when asked for.
+The file is walked in place (`wire`): names and shapes are taken down, a tensor is read when asked for.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class Buffer(NamedTuple):
     view: memoryview
     start: int
     end: int
+    repeated: list[int]  # one number: the bytes of all constants that are written as one number for all values
 
 
 def sniff(path: str) -> bool:
@@ -79,7 +80,7 @@ def mapped(path: str) -> Buffer:
             view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except (OSError, ValueError) as error:
         raise UnreadableError(f"{path}: cannot be read: {first_line(error)}") from None
-    return Buffer(path, view, 0, len(view))
+    return Buffer(path, view, 0, len(view), [0])
 
 
 def source(buffer: Buffer, path: str, kind: str) -> ArraySource:
@@ -252,33 +253,46 @@ def _constant(buffer: Buffer, name: str, attribute: Field) -> Constant | None:
     if content is not None and content.end > content.start:
         if content.end - content.start != size:
             raise WireError(f"{name} has {content.end - content.start} bytes, its shape {list(shape)} takes {size}")
-        return Constant(shape, _in_place(buffer, content, dtype, shape), dtype.is_floating)
-    if size > max(_MOST_REPEATED, buffer.end - buffer.start):
+        return Constant(shape, _in_place(buffer.path, content, dtype, shape), dtype.is_floating)
+    buffer.repeated[0] += size
+    if buffer.repeated[0] > max(_MOST_REPEATED, buffer.end - buffer.start):
         raise WireError(f"{name} has shape {list(shape)}, which takes {size} bytes, in a file of {buffer.end}")
-    return Constant(shape, _repeated(buffer, tensor, name, shape), dtype.is_floating)
+    return Constant(shape, _repeated(buffer.path, tensor, name, shape), dtype.is_floating)
 
 
-def _in_place(
-    buffer: Buffer, content: Field, dtype: tf.DType, shape: tuple[int, ...]
-) -> Callable[[], np.ndarray]:
+def _in_place(path: str, content: Field, dtype: tf.DType, shape: tuple[int, ...]) -> Callable[[], np.ndarray]:
     def load() -> np.ndarray:
-        flat = np.frombuffer(buffer.view[content.start : content.end], dtype.as_numpy_dtype)
-        return flat.reshape(shape).copy()
+        return np.frombuffer(_again(path, content), dtype.as_numpy_dtype).reshape(shape).copy()
 
     return load
 
 
-def _repeated(buffer: Buffer, tensor: Field, name: str, shape: tuple[int, ...]) -> Callable[[], np.ndarray]:
+def _repeated(path: str, tensor: Field, name: str, shape: tuple[int, ...]) -> Callable[[], np.ndarray]:
     """Values as a list of numbers, of which the last stands for all that follow."""
 
     def load() -> np.ndarray:
         try:
-            message = tensor_pb2.TensorProto.FromString(bytes(buffer.view[tensor.start : tensor.end]))
+            message = tensor_pb2.TensorProto.FromString(_again(path, tensor))
             return np.array(tf.make_ndarray(message)).reshape(shape)
         except (DecodeError, ValueError, TypeError, IndexError) as error:
-            raise damaged(buffer.path, f"the values of {name}: {first_line(error)}") from None
+            if isinstance(error, UserError):
+                raise
+            raise damaged(path, f"the values of {name}: {first_line(error)}") from None
 
     return load
+
+
+def _again(path: str, field: Field) -> bytes:
+    """A part of the file. It is not kept mapped: who reads a mapped file that was cut short meanwhile is killed."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(field.start)
+            content = file.read(field.end - field.start)
+    except OSError as error:
+        raise damaged(path, first_line(error)) from None
+    if len(content) < field.end - field.start:
+        raise damaged(path, "it has become shorter since it was opened")
+    return content
 
 
 def _shape(buffer: Buffer, field: Field) -> tuple[int, ...]:

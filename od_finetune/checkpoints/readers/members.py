@@ -6,6 +6,7 @@ honestly hold, whether it is wanted or only passed over.
 
 from __future__ import annotations
 
+import collections
 import gzip
 import os
 import shutil
@@ -210,10 +211,9 @@ def _zip_members(path: str) -> list[Member]:
 
 
 def _unique(path: str, found: list[Member]) -> list[Member]:
-    names = [member.name for member in found]
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-    if twice:
-        raise UserError(f"{path}: refused: it has {twice[0]!r} twice.")
+    name, uses = collections.Counter(member.name for member in found).most_common(1)[0] if found else ("", 0)
+    if uses > 1:
+        raise UserError(f"{path}: refused: it has {name!r} twice.")
     return found
 
 

@@ -55,7 +55,7 @@ def open_saved_model(path: str) -> ArraySource:
         graph = _serving_graph(file)
     except WireError as error:
         raise graph_def.damaged(file.path, first_line(error)) from None
-    part = graph_def.Buffer(file.path, file.view, graph.start, graph.end)
+    part = file._replace(start=graph.start, end=graph.end)
     return graph_def.source(part, directory, "SavedModel with frozen variables")
 
 

@@ -22,6 +22,7 @@ _TRAILER = 5  # after a block: how it is packed, and a checksum
 _RAW, _SNAPPY = 0, 1
 _MOST_INFLATED = 64  # Snappy's copies make at most 64 bytes of two
 _MOST_BLOCK = 1 << 28
+_MOST_UNPACKED = 1 << 28  # of all blocks together that are looked at
 _MOST_DIMENSIONS = 32
 
 
@@ -119,13 +120,17 @@ def _entries(path: str, wanted: Any) -> Iterator[tuple[bytes, bytes]]:
         for _ in range(2):  # of the unused block about the table itself, then of the list of blocks
             offset, position = _varint(footer, position)
             length, position = _varint(footer, position)
-        first = True
+        first, unpacked = True, 0
         for _, handle in _block_entries(_block(file, offset, length, size)):
             offset, position = _varint(handle, 0)
             length, _ = _varint(handle, position)
             _within(offset, length, size)
             if wanted(first):
-                yield from _block_entries(_block(file, offset, length, size))
+                block = _block(file, offset, length, size)
+                unpacked += len(block)
+                if unpacked > max(_MOST_UNPACKED, size):
+                    raise TableError(f"it would unpack to {unpacked} bytes or more")
+                yield from _block_entries(block)
             first = False
 
 
@@ -199,8 +204,8 @@ def _unpack(packed: memoryview) -> bytes:
                 length = (tag >> 2) + 1
             if not 0 < back <= len(output):
                 raise TableError("a packed block is damaged")
-            for _ in range(length):
-                output.append(output[-back])
+            pattern = bytes(output[-back : len(output) - back + length])
+            output += (pattern * (length // len(pattern) + 1))[:length]
         if len(output) > size:
             raise TableError("a packed block is damaged")
     if len(output) != size:

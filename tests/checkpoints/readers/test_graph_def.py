@@ -1,6 +1,7 @@
 """Frozen graphs and SavedModels, as TensorFlow writes them."""
 
 import functools
+import time
 
 import numpy as np
 import pytest
@@ -191,6 +192,24 @@ class TestSavedModel:
         assert source.aliases()["model/_feature_extractor/kernel"] == "Conv1/kernel"
         np.testing.assert_array_equal(source.read("Conv1/kernel"), np.ones([2, 3]))
 
+    @pytest.mark.slow
+    def test_of_the_tf2_zoo(self, shared, save_golden, tmp_path):
+        """The exporter's checkpoint is the trained one under `_model`: its object graph, recorded, says how."""
+        golden = "tf2_ssd_mobilenet_v2_320x320_coco17_tpu-8"
+        values = save_golden(golden, tmp_path / "saved_model" / "variables" / "variables", exported=True)
+        (tmp_path / "saved_model" / "saved_model.pb").write_bytes(b"\x08\x01")
+        source = open_source(tmp_path)
+        assert source.aliases()["model/_feature_extractor/classification_backbone/layer_with_weights-0/kernel"] == (
+            "Conv1/kernel"
+        )
+        detector = _detector(shared / "reference" / "goldens" / golden / "pipeline.config")
+        plan = _plan(detector, source)
+        plan.check()
+        plan.apply(detector.named_variables())
+        names = detector.tf2_names()
+        for name, variable in detector.named_variables().items():
+            np.testing.assert_array_equal(variable, values[names[name]], err_msg=name)
+
     def test_of_this_project(self, trained):
         source = open_source(trained.export_dir / "saved_model")
         assert source.kind == "SavedModel with a od_finetune checkpoint"
@@ -226,6 +245,14 @@ class TestNoFrozenGraph:
         with pytest.raises(UnreadableError, match="damaged or incompletely copied.*Copy it again"):
             open_source(tmp_path / "g.pb")
 
+    def test_cut_short_after_opening(self, tmp_path, tiny):
+        source = open_source(_write(tmp_path / "g.pb", tiny[3]))
+        with open(tmp_path / "g.pb", "r+b") as file:
+            file.truncate(1000)
+        with pytest.raises(UnreadableError, match="has become shorter"):
+            for name in source.names():
+                source.read(name)
+
     @pytest.mark.parametrize("sizes", [[1 << 30, 1 << 30], [-5, 3], [1 << 62, 1 << 62]])
     def test_declared_shapes_that_cannot_be(self, tmp_path, sizes):
         shape = {"dim": [{"size": size} for size in sizes]}
@@ -233,27 +260,54 @@ class TestNoFrozenGraph:
         with pytest.raises(UserError, match="shape"):
             open_source(tmp_path / "g.pb")
 
+    def test_many_large_constants_of_one_number(self, tmp_path):
+        graph = tf1.GraphDef()
+        for i in range(4):
+            node = graph.node.add(name=f"c{i}/weights", op="Const")
+            node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(1.0))
+            node.attr["value"].tensor.tensor_shape.dim.add(size=5_000_000)
+        (tmp_path / "g.pb").write_bytes(graph.SerializeToString())
+        with pytest.raises(UserError, match="c3/weights has shape .5000000., which takes 20000000 bytes, in a file of"):
+            open_source(tmp_path / "g.pb")
+
+    def test_knotted_graph_ends(self, tmp_path):
+        """Every convolution leads to the same chain and the same additions."""
+        graph = tf1.GraphDef()
+        for i in range(5000):
+            graph.node.add(name=f"i{i}", op="Identity", input=[f"i{i - 1}" if i else "x"])
+            graph.node.add(name=f"c{i}", op="Conv2D", input=["i4999", "w/weights"])
+            graph.node.add(name=f"r{i}", op="Rsqrt", input=["add"])
+        graph.node.add(name="x", op="Identity", input=[f"c{i}" for i in range(5000)])
+        graph.node.add(name="m", op="Mul", input=[f"r{i}" for i in range(5000)] + [f"c{i}" for i in range(5000)])
+        graph.node.add(name="w/weights", op="Const").attr["value"].tensor.CopyFrom(
+            tf.make_tensor_proto(np.ones((1, 1, 2, 2), np.float32))
+        )
+        (tmp_path / "g.pb").write_bytes(graph.SerializeToString())
+        started = time.monotonic()
+        assert open_source(tmp_path / "g.pb").names() == {"w/weights": (1, 1, 2, 2)}
+        assert time.monotonic() - started < 30
+
     def test_many_nodes_of_nothing(self, tmp_path):
         (tmp_path / "g.pb").write_bytes(self._bytes() + b"\x0a\x00" * 1000)
         with pytest.raises(UserError, match="a node without name or op"):
             open_source(tmp_path / "g.pb")
 
 
+@pytest.fixture(scope="module")
+def coco(shared, tmp_path_factory):
+    from od_finetune.export import frozen_graph
+
+    folder = shared / "data" / "ssdlite_mobilenet_v2_coco"
+    detector = _detector(folder / "pipeline.config")
+    checkpoint = open_source(folder / "model.ckpt")
+    _plan(detector, checkpoint).apply(detector.named_variables())
+    path = frozen_graph.export(detector, tmp_path_factory.mktemp("coco"), "image_tensor")
+    return detector, checkpoint, path, _predictions(detector)
+
+
 @pytest.mark.slow
 class TestCoco:
     """The published ssdlite_mobilenet_v2_coco, frozen whole by this project's export."""
-
-    @classmethod
-    @pytest.fixture(scope="class")
-    def coco(cls, shared, tmp_path_factory):
-        from od_finetune.export import frozen_graph
-
-        folder = shared / "data" / "ssdlite_mobilenet_v2_coco"
-        detector = _detector(folder / "pipeline.config")
-        checkpoint = open_source(folder / "model.ckpt")
-        _plan(detector, checkpoint).apply(detector.named_variables())
-        path = frozen_graph.export(detector, tmp_path_factory.mktemp("coco"), "image_tensor")
-        return detector, checkpoint, path, _predictions(detector)
 
     def test_every_variable(self, coco):
         detector, checkpoint, path, _ = coco
