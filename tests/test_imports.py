@@ -19,17 +19,18 @@ PARTS = ["training", "models", "data", "checkpoints", "metrics", "export", "visu
 ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
     "errors": set(),
-    "fields": set(),
+    "fields": {"names"},
     "files": {"errors"},
     "randomness": set(),
     "boxes": BASE,
-    "names": BASE,
+    "names": {"errors"},
     "object_keys": set(),
     "text_table": set(),
     **{part: SHARED for part in PARTS},
     "config": SHARED | set(PARTS) | {"protos"},
     "experiment": SHARED | set(PARTS) | {"config", "protos"},
-    "cli": SHARED | set(PARTS) | {"config", "experiment"},
+    "planning": SHARED | set(PARTS) | {"config", "experiment"},
+    "cli": SHARED | set(PARTS) | {"config", "experiment", "planning"},
 }
 
 

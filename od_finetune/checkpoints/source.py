@@ -11,6 +11,7 @@ import numpy as np
 from od_finetune import names
 from od_finetune.checkpoints.readers import (
     graph_def,
+    keras_file,
     mxnet_params,
     safetensors_file,
     saved_model,
@@ -32,6 +33,9 @@ class Source(Protocol):
 
     def names(self) -> Mapping[str, tuple[int, ...]]:
         """Shape by name of everything that may be a model's weight, sorted by name."""
+
+    def order(self) -> tuple[str, ...] | None:
+        """The same names in the order of the file; None where the format keeps none."""
 
     def other_entries(self) -> Mapping[str, tuple[int, ...]]:
         """Shape by name of the rest: optimiser slots, moving averages, step counters."""
@@ -64,6 +68,7 @@ READERS: tuple[Reader, ...] = (
     Reader("TensorFlow checkpoint", tf_checkpoint.sniff, tf_checkpoint.open_checkpoint),
     Reader("SavedModel", saved_model.sniff, saved_model.open_saved_model),
     Reader("frozen TensorFlow graph", graph_def.sniff, graph_def.open_graph),
+    Reader("Keras file", keras_file.sniff, keras_file.open_keras),
 )
 
 

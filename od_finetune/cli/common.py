@@ -14,6 +14,8 @@ BAD_INPUT = 2
 """Exit code where the call or what it names is at fault."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells report it."""
+CLOSED_PIPE = 141
+"""Exit code where nobody reads the output any more, as shells report it."""
 
 
 @contextlib.contextmanager

@@ -11,29 +11,38 @@ from collections.abc import Iterable, Sequence
 from types import ModuleType
 
 import od_finetune
-from od_finetune.cli.common import BAD_INPUT, log_to_stderr
+from od_finetune.cli.common import CLOSED_PIPE, log_to_stderr
 from od_finetune.errors import UserError
 
 # Name -> one line of help. A subcommand's module is imported only when it is called: some take seconds to load.
 COMMANDS = {
     "lint": "check a pipeline.config",
+    "variables": "list the variables of a pipeline.config or of a checkpoint",
+    "plan": "show what a run would restore and freeze, and what freezing saves",
     "export": "write a frozen graph and a SavedModel from a checkpoint",
     "detect": "run an exported detector on image files",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit code: 0 fine, 1 lint found errors, 2 the call or input is at fault."""
+    """Runs the command line and returns its exit code: 0 fine, 1 lint found errors, 2 the call or input is at
+    fault, 3 less would be restored than the config demands."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before a subcommand loads TensorFlow: its chatter hides ours
     arguments = list(sys.argv[1:] if argv is None else argv)
     called = next((argument for argument in arguments if not argument.startswith("-")), None)
     options = build_parser([called] if called in COMMANDS else []).parse_args(arguments)
     try:
         with log_to_stderr():
-            return _module(options.command).run(options)
+            code = _module(options.command).run(options)
+            sys.stdout.flush()
+            return code
     except UserError as error:
         print(f"od-finetune {options.command}: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return error.exit_code
+    except BrokenPipeError:  # as with `| head`
+        # Python flushes standard output once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED_PIPE
 
 
 def build_parser(commands: Iterable[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:

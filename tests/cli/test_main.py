@@ -85,3 +85,15 @@ def test_quick_lint_does_not_load_tensorflow(tmp_path):
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         assert ("fixed_shape_resizer.height: is 0" in done.stdout) == (not more)
         assert done.stdout.splitlines()[-1] == "heavy []"
+
+
+def test_a_reader_that_goes_away_is_no_error(tmp_path):
+    """As `| head` does. What is written is only noticed at the end, where Python would complain once more."""
+    config = tmp_path / "my.config"
+    config.write_text("model { ssd { num_classes: 1 } }")
+    command = [sys.executable, "-m", "od_finetune.cli.main", "lint", "--quick", str(config)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait() == 141

@@ -111,6 +111,7 @@ def script(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=180)
 
 
+@pytest.mark.slow
 def test_script_takes_the_od_apis_flags(trained, checkpoint, encoded, images, tmp_path):
     (tmp_path / "label_map.pbtxt").write_text("item { id: 1 name: 'a' }\nitem { id: 2 name: 'b' }\n")
     done = script(

@@ -49,6 +49,7 @@ def assert_golden(outputs, golden):
     np.testing.assert_array_equal(outputs["detection_classes"][0][:count], golden["detection_classes"])
 
 
+@pytest.mark.slow
 def test_frozen_graph_in_a_tf1_session(exported):
     graph_def = tf.compat.v1.GraphDef.FromString((exported / "out" / "frozen_inference_graph.pb").read_bytes())
     names = ("detection_boxes", "detection_scores", "detection_classes", "num_detections", "raw_detection_scores")
@@ -60,6 +61,7 @@ def test_frozen_graph_in_a_tf1_session(exported):
             assert_golden(dict(zip(names, values, strict=True)), golden)
 
 
+@pytest.mark.slow
 def test_saved_model_in_a_fresh_process(exported):
     subprocess.run([sys.executable, "-c", SAVED_MODEL_PROCESS, *PHOTOGRAPHS], check=True, cwd=exported, timeout=300)
     for name in PHOTOGRAPHS:

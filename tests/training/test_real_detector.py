@@ -43,6 +43,7 @@ def detector(shared):
     return detector
 
 
+@pytest.mark.slow
 def test_a_frozen_backbone_keeps_its_bits_and_has_no_backward_operation(detector, random_batch, hashes):
     dataset = tf.data.Dataset.from_tensors(random_batch(2, 96, 2)).repeat()
     plan = FreezePlan.compute(detector, FreezeRequest(freeze=("feature_extractor",)))
@@ -83,6 +84,7 @@ RANDOM_WITHIN = (
 )
 
 
+@pytest.mark.slow
 def test_dropout_and_sampled_anchors_are_the_same_after_a_resume(random_batch, state_of, tmp_path):
     config = pipeline.load(ROOT / "configs" / "quickstart.config", RANDOM_WITHIN)
     batch = random_batch(2, 96, 4)

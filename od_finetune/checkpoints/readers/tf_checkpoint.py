@@ -64,9 +64,18 @@ class TfCheckpoint:
         """Shape by name of the entries that may be a model's weights, sorted by name."""
         return {name: entry.shape for name, entry in self._entries.items() if entry.is_weight}
 
+    def order(self) -> None:
+        """A TensorFlow checkpoint keeps its entries sorted by name."""
+        return None
+
     def other_entries(self) -> dict[str, tuple[int, ...]]:
         """Shape by name of optimiser slots, moving averages and counters, sorted by name."""
         return {name: entry.shape for name, entry in self._entries.items() if not entry.is_weight}
+
+    def dtypes(self) -> dict[str, str]:
+        """Type of values by name."""
+        found = self._reader.get_variable_to_dtype_map()
+        return {name: found[entry.key].name for name, entry in self._entries.items()}
 
     def aliases(self) -> dict[str, str]:
         """Object path -> name; empty for a name-based checkpoint."""

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from od_finetune import randomness
+from od_finetune.fields import ClassLayout
 from od_finetune.models.layers import ConvHyperparams, ConvUnit, conv_layer
 
 # Canonical name -> full name in the OD API's TF2 checkpoints.
@@ -106,6 +107,7 @@ class ConvolutionalHead(tf.Module):
         self._maps = [
             _MapHead(f"{scope}_{i}", options, anchors, class_slots) for i, anchors in enumerate(anchors_per_location)
         ]
+        self._anchors = {f"{scope}_{i}/{CLASS_SCOPE}": anchors for i, anchors in enumerate(anchors_per_location)}
 
     def __call__(self, feature_maps: list[tf.Tensor], training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
         """Feature maps -> box encodings `[B, A, box_code_size]` and class predictions `[B, A, class_slots]`."""
@@ -113,8 +115,8 @@ class ConvolutionalHead(tf.Module):
         batch = tf.shape(feature_maps[0])[0]
         for head, features in zip(self._maps, feature_maps, strict=True):
             box, scores = head(features, training)
-            boxes.append(_flatten(box, batch, self._options.box_code_size))
-            classes.append(_flatten(scores, batch, self._class_slots))
+            boxes.append(flatten_predictions(box, batch, self._options.box_code_size))
+            classes.append(flatten_predictions(scores, batch, self._class_slots))
         box_encodings, scores = tf.concat(boxes, axis=1), tf.concat(classes, axis=1)
         if self._options.box_encodings_clip_range is not None:
             box_encodings = tf.clip_by_value(box_encodings, *self._options.box_encodings_clip_range)
@@ -124,8 +126,16 @@ class ConvolutionalHead(tf.Module):
         """Whether a canonical name is a variable whose shape depends on the number of classes."""
         return f"/{CLASS_SCOPE}/" in name
 
+    def class_layout(self, name: str) -> ClassLayout | None:
+        """Where each class has its outputs in a variable of the class predictors; None for other variables.
 
-def _flatten(predictions: tf.Tensor, batch: tf.Tensor, width: int) -> tf.Tensor:
+        Which slot is the background's, if any, is for the detector to say.
+        """
+        anchors = self._anchors.get(name.rpartition("/")[0])
+        return None if anchors is None else ClassLayout(anchors, self._class_slots)
+
+
+def flatten_predictions(predictions: tf.Tensor, batch: tf.Tensor, width: int) -> tf.Tensor:
     """`[B, h, w, anchors * width]` -> `[B, h * w * anchors, width]`, static where h and w are."""
     batch_size = predictions.shape[0] if predictions.shape[0] is not None else batch
     _, height, width_, channels = predictions.shape

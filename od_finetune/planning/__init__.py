@@ -1,0 +1,1 @@
+"""What a config will do, before it does it: variables, plans, and what each depth of freezing costs."""
