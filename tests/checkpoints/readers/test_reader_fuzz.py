@@ -129,7 +129,7 @@ FORMATS = {
     "mxnet numpy": (mxnet_params.open_params, (FIXTURES / "mxnet_numpy.params").read_bytes(), _same),
 }
 FEW = settings(max_examples=40, deadline=5000, suppress_health_check=list(HealthCheck), database=None)
-MANY = settings(max_examples=3000, deadline=20000, suppress_health_check=list(HealthCheck), database=None)
+MANY = settings(max_examples=400, deadline=20000, suppress_health_check=list(HealthCheck), database=None)
 
 
 def _fuzz(kind, how):
