@@ -6,9 +6,10 @@ from od_finetune.checkpoints.readers.values import Stream, brief
 
 OBJECT = 64  # bytes that a small Python object takes, with what refers to it
 SLOT = 8  # bytes that a reference takes
-_MAX_OPCODES = 20_000_000  # some ten seconds of work
+_MAX_OPCODES = 4_000_000  # some ten seconds of work; a training checkpoint of a thousand weights has 100 000
 _LONGEST_NUMBER = 256  # bytes; Python's generators of random numbers pickle numbers of 17
 _LONGEST_LINE = 4096
+_TOO_MUCH = "it unpacks to far more than the file's size"
 
 
 class MalformedPickle(ValueError):
@@ -30,16 +31,25 @@ class PickleInput:
     def opcode(self) -> bytes:
         """The next opcode, counted."""
         self._opcodes += 1
+        self._budget -= SLOT
+        self.left -= 1
+        if self.left < 0 or self._budget < 0 or self._opcodes > _MAX_OPCODES:
+            raise MalformedPickle(self._excess())
+        code = self._stream.read(1)
+        if not code:
+            raise MalformedPickle("it ends early")
+        return code
+
+    def _excess(self) -> str:
         if self._opcodes > _MAX_OPCODES:
-            raise MalformedPickle(f"it has more than {_MAX_OPCODES} opcodes")
-        self.pay(SLOT)
-        return self.raw(1)
+            return f"it has more than {_MAX_OPCODES} opcodes"
+        return "it ends early" if self.left < 0 else _TOO_MUCH
 
     def pay(self, cost: int) -> None:
         """Takes `cost` bytes of memory off the budget."""
         self._budget -= cost
         if self._budget < 0:
-            raise MalformedPickle("it unpacks to far more than the file's size")
+            raise MalformedPickle(_TOO_MUCH)
 
     def expect(self, size: int) -> None:
         """Checks that so many bytes are left."""

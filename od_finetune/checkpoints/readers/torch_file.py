@@ -26,7 +26,7 @@ from od_finetune.errors import UserError
 KIND = torch_zip.KIND
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
-_SLACK = 32 << 20  # bytes of memory that a pickle may take beyond its file's size
+SLACK = 32 << 20  # bytes of memory that a pickle may take beyond its file's size
 _OLD_TAR = (b"sys_info", b"pickle", b"storages", b"tensors")
 
 
@@ -99,7 +99,7 @@ def _open_archive(path: str) -> _Opened:
     meaning = TorchMeaning(path, big_endian=_byte_order(archive) == "big")
     with archive.open("data.pkl") as stream:
         data = values.read_exactly(stream, archive.size("data.pkl"))
-    source = PickleInput(io.BytesIO(data), len(data), os.path.getsize(path) + _SLACK)
+    source = PickleInput(io.BytesIO(data), len(data), os.path.getsize(path) + SLACK)
     root = pickle_machine.load(source, meaning)
     for storage in meaning.storages.values():
         found, expected = archive.size(f"data/{storage.key}"), storage.number * storage.dtype.itemsize
@@ -132,7 +132,7 @@ def _open_stream(path: str) -> _Opened:
     size = os.path.getsize(path)
     meaning = TorchMeaning(path)
     with open(path, "rb") as file:
-        source = PickleInput(file, size, size + _SLACK)
+        source = PickleInput(file, size, size + SLACK)
         magic, protocol, _, root, keys = (pickle_machine.load(source, meaning) for _ in range(5))
     if magic != _MAGIC or protocol != _PROTOCOL:
         raise MalformedPickle(f"its protocol is {values.brief(protocol)}, expected {_PROTOCOL}")

@@ -54,11 +54,18 @@ def name_notes(path: str, kind: str) -> tuple[str, ...]:
 
 
 def head(path: str, size: int) -> bytes:
-    """The first bytes of a regular file; nothing for anything else (a directory, a pipe, nothing at all)."""
+    """The first bytes of a regular file; nothing for anything else (a directory, a pipe, nothing at all).
+
+    Raises:
+      UnreadableError: the file may not be read.
+    """
     if not os.path.isfile(path):
         return b""
-    with open(path, "rb") as file:
-        return file.read(size)
+    try:
+        with open(path, "rb") as file:
+            return file.read(size)
+    except OSError as error:
+        raise UnreadableError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def shape_problem(shape: object) -> str | None:

@@ -3,6 +3,7 @@
 import importlib.metadata
 import shutil
 import struct
+import tarfile
 import tracemalloc
 import zipfile
 import zlib
@@ -260,3 +261,29 @@ def test_where_weights_are_looked_for(tmp_path, torch_bytes):
     assert names(**{"module.a": tensor, "b": tensor}) == (["b", "module.a"], [])
     with pytest.raises(UserError, match="holds no named tensors"):
         _open_state(tmp_path / "w.pth", torch_bytes, {"step": b"K\x07"}, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("_rebuild_sparse_tensor", "a sparse tensor"), ("_rebuild_qtensor", "a quantised tensor")]
+)
+def test_tensors_that_cannot_be_read(tmp_path, torch_bytes, name, said):
+    with pytest.raises(UserError, match=f"holds {said}, which cannot be read"):
+        _open_state(tmp_path / "w.pth", torch_bytes, {"w": b"ctorch._utils\n%s\n" % name.encode()}, [])
+
+
+def test_the_tar_format_of_the_first_versions(tmp_path):
+    with tarfile.open(tmp_path / "w.pth", "w") as archive:
+        archive.addfile(tarfile.TarInfo("sys_info"))
+    with pytest.raises(UserError, match="the tar format of 2016; load it with PyTorch and save it again"):
+        open_source(tmp_path / "w.pth")
+
+
+def test_a_file_that_may_not_be_read(fixtures, tmp_path, monkeypatch):
+    shutil.copy(fixtures / "torch_odd.pt", tmp_path / "w.pt")
+
+    def refuse(*arguments, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(UnreadableError, match="w.pt: cannot be read: Permission denied"):
+        open_source(tmp_path / "w.pt")
