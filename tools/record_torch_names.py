@@ -1,4 +1,4 @@
-"""Records under which names torchvision and timm keep MobileNets, and what one of them makes of an input.
+"""Records under which names torchvision and timm keep our backbones, and what one of them makes of an input.
 
 The names are what `od_finetune/models/backbones/*.py: VOCABULARIES` is tested against; the outputs show that weights
 restored under them compute the same. Needs torch, torchvision and timm (none of which od_finetune needs):
@@ -17,7 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
-NETWORKS = ("torchvision_mobilenet_v2", "timm_mobilenetv2_100", "timm_mobilenetv1_100")
+NETWORKS = (
+    "torchvision_mobilenet_v2", "timm_mobilenetv2_100", "timm_mobilenetv1_100", "timm_tf_efficientnet_lite0"
+)  # fmt: skip
 FEATURES = {"layer_8": 7, "layer_19": 18}  # our feature level: index in torchvision's `features`
 
 
@@ -61,6 +63,7 @@ def _record(folder: Path) -> None:
         torchvision.models.mobilenet_v2(weights=None),
         timm.create_model("mobilenetv2_100"),
         timm.create_model("mobilenetv1_100"),
+        timm.create_model("tf_efficientnet_lite0"),
     )
     for name, network in zip(NETWORKS, networks, strict=True):
         shapes = {entry: tuple(value.shape) for entry, value in network.state_dict().items() if value.dim()}

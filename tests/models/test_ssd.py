@@ -113,7 +113,7 @@ SMALL = {"anchor_generator": "ssd_anchor_generator { num_layers: 3 aspect_ratios
 TRAINED = {
     "ssd_mobilenet_v1": ("num_layers: 3", SMALL),
     "ssd_mobilenet_v2_keras": ("num_layers: 3", SMALL),
-    "ssd_mobilenet_v2_fpn_keras": ("fpn {}", {}),
+    "ssd_efficientnet_lite0_fpn": ("fpn {}", {}),
 }
 
 
