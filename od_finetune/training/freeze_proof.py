@@ -1,7 +1,8 @@
 """freeze_proof.json: the hash of each frozen variable before and after, so that anyone can check that none moved.
 
 A hash is the SHA-256 of the variable's values as little-endian numbers in C order: `sha256(array.tobytes())` with
-numpy, from the checkpoint that the file lies beside.
+numpy, from the checkpoint that the file lies beside. Of a variable of which some class rows are frozen
+(`NAME[rows of star, ring]`) it is that of these rows, `array[..., rows]`.
 """
 
 from __future__ import annotations

@@ -121,7 +121,10 @@ class TrainingLoop:
         self.progress = progress or Progress(settings.num_steps, settings.batch_size)
         self.stop = StopRequest()
         self._show_plan = show_plan or (lambda plan: None)
-        self._proof = FreezeProof(self.model_dir / FREEZE_PROOF, trainer.detector.named_variables())
+        variables = trainer.detector.named_variables()
+        rows = trainer.plan.row_masks.views(variables) if trainer.plan.row_masks else {}
+        self._frozen_rows = list(rows)
+        self._proof = FreezeProof(self.model_dir / FREEZE_PROOF, {**variables, **rows})
         self._make_dataset = make_dataset
         train_dir, self._eval_dir = (
             str(self.model_dir / name) if settings.summaries else None for name in ("train", "eval")
@@ -155,7 +158,7 @@ class TrainingLoop:
         if self.trainer.plan.from_step:
             self._show_plan(self.trainer.plan)
         self._recall()
-        self._proof.begin(self.step, self.trainer.plan.frozen)
+        self._proof.begin(self.step, self._frozen())
         self.trainer.train_dataset = self._make_dataset(self.step)
         controller = self._controller()
         self.progress.start(self.step)
@@ -173,6 +176,9 @@ class TrainingLoop:
             self.checkpoints.save()
             self._proof.finish(self.step)
         return Outcome(self.step, reason, self.stop.exit_code, self._results, self.checkpoints.save())
+
+    def _frozen(self) -> list[str]:
+        return [*self.trainer.plan.frozen, *self._frozen_rows]
 
     def _recall(self) -> None:
         """Takes up what is known of the evaluation of the step at which the run goes on."""
@@ -268,7 +274,7 @@ class TrainingLoop:
         """Begins the phase of the freeze plan that is due, if any."""
         if self.trainer.follow_plan(self.step):
             self.checkpoints.follow_averages()
-            self._proof.release(self.step, self.trainer.plan.frozen)
+            self._proof.release(self.step, self._frozen())
             self.progress.note(f"Step {self.step}: more variables train from here on.")
             self._show_plan(self.trainer.plan)
 
