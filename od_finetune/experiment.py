@@ -88,6 +88,7 @@ def train_and_evaluate(options: Options) -> int:
         ),
         evaluator,
         training.best_settings(config.eval_config, evaluator.primary) if evaluator else None,
+        show_plan=functools.partial(_show_freeze_plan, options.model_dir),
     )
     outcome = loop.run()
     logger.info("Ended at step %d (%s); checkpoint %s", outcome.step, outcome.reason, outcome.checkpoint)
@@ -169,9 +170,10 @@ def build_trainer(detector: fields.Detector, config: TrainEvalPipelineConfig, mo
     """Shows and writes the freeze plan, and builds the trainer that carries it out."""
     kept = class_transfer.kept_classes(config)
     plan = FreezePlan.compute(detector, training.freeze_request(config.train_config))
-    plan.row_masks = RowMasks.compute(detector, kept.ids) if kept and kept.freeze_rows else None
-    logger.info("%s", plan.text())
-    plan.write(Path(model_dir, FREEZE_PLAN))
+    masks = RowMasks.compute(detector, kept.ids) if kept and kept.freeze_rows else None
+    for phase in plan.phases:
+        phase.row_masks = masks
+    _show_freeze_plan(model_dir, plan)
     return Trainer(
         detector,
         plan,
@@ -181,6 +183,11 @@ def build_trainer(detector: fields.Detector, config: TrainEvalPipelineConfig, mo
         explain=functools.partial(explain, files=functools.partial(input_files, config.train_input_reader)),
         kept_outputs=_kept_outputs(detector, kept, config, model_dir) if kept else None,
     )
+
+
+def _show_freeze_plan(model_dir: str, plan: FreezePlan) -> None:
+    logger.info("%s", plan.text())
+    plan.write(Path(model_dir, FREEZE_PLAN))
 
 
 def build_evaluator(

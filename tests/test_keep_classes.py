@@ -63,6 +63,10 @@ def test_kept_rows_come_from_the_checkpoint_and_stay_and_a_resume_is_exact(run, 
     frozen = json.loads((straight / "freeze_plan.json").read_text())["rows_frozen"]
     assert frozen["classes"] == ["star", "ring"] and set(frozen["variables"]) == transplanted
 
+    proof = json.loads((straight / "freeze_proof.json").read_text())
+    proven = {row["name"] for row in proof["variables"] if row["identical"]}
+    assert proof["identical"] and {f"{name}[rows of star, ring]" for name in transplanted} <= proven
+
     before, after = weights(SOURCE / "model.ckpt"), weights(straight / "ckpt-2")
     teacher = weights(straight / "teacher" / "ckpt-0")
     for name in transplanted:

@@ -34,6 +34,7 @@ def run(main, argv=None, flags_parser=None, **_):
 
 original, argparse.ArgumentParser.parse_args, app.run = argparse.ArgumentParser.parse_args, parse, run
 del sys.argv[0]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])  # as for a script that is run
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 

@@ -147,14 +147,13 @@ class ConvUnit(tf.Module):
             separable=separable,
         )
         self.norm = norm_layer(scope, hyperparams.norm)
-        self._train_norm = isinstance(hyperparams.norm, BatchNorm) and hyperparams.norm.train
         self._activation = ACTIVATIONS[hyperparams.activation] if activate else None
 
     def __call__(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         """`[B, H, W, C]` -> `[B, h, w, filters]`. In training, batch norm updates its moving statistics here."""
         outputs = self.conv(fixed_padding(inputs, self._padding) if self._padding else inputs)
         if self.norm is not None:
-            outputs = self.norm(outputs, training=training and self._train_norm)
+            outputs = self.norm(outputs, training=training)
         return outputs if self._activation is None else self._activation(outputs)
 
 
@@ -212,8 +211,9 @@ def norm_layer(
 
     `variant` is the end of its name where a convolution has several, e.g. `/feature_0`.
 
-    A batch norm layer whose `trainable` is False runs in inference mode, whatever `training` says. One that the config
-    has in inference mode always (`train` is False) says so in the attribute `keeps_statistics`.
+    A batch norm layer whose `trainable` is False runs in inference mode, whatever `training` says; whether its gamma
+    and beta train is for the gradient tape to say. One that the config has in inference mode (`train` is False) starts
+    so, and says so in the attribute `keeps_statistics`.
     """
     if isinstance(norm, BatchNorm):
         layer = tf_keras.layers.BatchNormalization(
@@ -224,6 +224,7 @@ def norm_layer(
             synchronized=norm.synchronized,
             name=f"{scope}/BatchNorm{variant}",
         )
+        layer.trainable = norm.train
         layer.keeps_statistics = not norm.train
         return layer
     if isinstance(norm, GroupNorm):

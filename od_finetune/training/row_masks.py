@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from od_finetune.fields import Detector
+
+
+class RowView(NamedTuple):
+    """Some rows of a variable."""
+
+    variable: tf.Variable
+    mask: np.ndarray  # bool, over the last axis
+
+    def numpy(self) -> np.ndarray:
+        """Their present values `[..., number of rows]`."""
+        return self.variable.numpy()[..., self.mask]
 
 
 class RowMasks:
@@ -62,6 +73,11 @@ class RowMasks:
         yield
         for name, value in before.items():
             variables[name].assign(tf.where(self.masks[name], value, variables[name]))
+
+    def views(self, variables: Mapping[str, tf.Variable]) -> dict[str, RowView]:
+        """The kept rows of each variable as something with values of its own, by a name that says which they are."""
+        rows = ", ".join(self.classes)
+        return {f"{name}[rows of {rows}]": RowView(variables[name], mask) for name, mask in self.masks.items()}
 
     def text(self) -> str:
         """One line for people."""

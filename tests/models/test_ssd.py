@@ -147,9 +147,11 @@ def test_a_few_steps_bring_the_loss_down_and_move_the_variables(kind):
     assert all(idle) and len({match[1] or match[2] for match in idle}) < num_maps
 
 
-@pytest.mark.parametrize("background", [True, False])
-def test_class_layout_says_which_outputs_are_a_classs(background):
-    detector = tiny(add_background_class=background, num_classes=3)
+@pytest.mark.parametrize(
+    "kind, background", [("ssd_mobilenet_v1", True), ("ssd_mobilenet_v1_fpn", True), ("ssd_mobilenet_v1_fpn", False)]
+)
+def test_class_layout_says_which_outputs_are_a_classs(kind, background):
+    detector = tiny(kind, add_background_class=background, num_classes=3)
     layouts = {name: detector.class_layout(name) for name in detector.named_variables()}
     found = {name: layout for name, layout in layouts.items() if layout is not None}
     assert set(found) == {name for name in layouts if detector.is_class_head(name)}

@@ -97,6 +97,10 @@ def test_every_group_and_all_outputs_of_a_class_are_masked(fake_detector, monkey
     masks = RowMasks.compute(detector, {"two": 2})
     assert list(masks.masks) == ["head"] and masks.parameters == 4 * 2 * 2
     np.testing.assert_array_equal(masks.masks["head"], [0, 0, 0, 0, 1, 1] * 2)
+    (view,) = masks.views({"head": variable}).items()
+    variable.assign(np.arange(48, dtype=np.float32).reshape(4, 12))
+    assert view[0] == "head[rows of two]"
+    np.testing.assert_array_equal(view[1].numpy()[0], [4, 5, 10, 11])
 
 
 def test_plan_shows_them(make, tmp_path):
