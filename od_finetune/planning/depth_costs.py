@@ -27,7 +27,7 @@ class Row:
     parameters: int  # that train
     gradient_bytes: int
     optimizer_bytes: int  # slots and moving averages
-    configured: bool = False  # what the config says today
+    configured: str = ""  # THIS_CONFIG where the config trains the same; `this config from step N` if later
     measured: Measurement | None = None
 
     @property
@@ -47,7 +47,7 @@ class Suggestion(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class DepthCosts:
-    """Rows from nothing frozen to the deepest; the config's own plan last, unless it equals one of them."""
+    """Rows from nothing frozen to the deepest; the config's own plans last, unless they equal one of them."""
 
     rows: tuple[Row, ...]
     batch_size: int
@@ -65,7 +65,7 @@ class DepthCosts:
         step = costs.TracedStep(trainer, batch)
         memory = costs.variable_memory(trainer)
         parameters = {row.name: row.parameters for row in everything.rows}
-        wanted = set(prepared.freeze.trainable)
+        configured = _configured(prepared.freeze)
 
         def row(depth: Depth) -> Row:
             return Row(
@@ -74,12 +74,11 @@ class DepthCosts:
                 sum(parameters[name] for name in depth.trained),
                 sum(memory[name].gradient for name in depth.trained),
                 sum(memory[name].slots for name in depth.trained),
-                configured=set(depth.trained) == wanted,
+                configured=configured.pop(frozenset(depth.trained), ""),
             )
 
         rows = [row(depth) for depth in costs.depths(detector.stages(), everything.trainable)]
-        if not any(found.configured for found in rows):
-            rows.append(row(Depth(THIS_CONFIG, (THIS_CONFIG,), tuple(prepared.freeze.trainable))))
+        rows += [row(Depth(said, (said,), tuple(trained))) for trained, said in list(configured.items())]
         size = len(batch.keys), tuple(batch.images.shape[1:3])
         return cls(tuple(rows), *size, type(trainer.optimizer).__name__, step.forward_flops())
 
@@ -137,16 +136,17 @@ class DepthCosts:
 
     def _cuts(self) -> list[Row]:
         """The rows without that of a config that freezes in another way."""
-        return [row for row in self.rows if row.depth.name != THIS_CONFIG]
+        return [row for row in self.rows if row.depth.name != row.configured]
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values: sizes in bytes, times in seconds.
 
         `forward_flops_by_layer`; `depths`: a list, each with `freeze_through` (`none`; `this config` where its plan is
-        none of the depths), `names`, `configured`, `trained_variables`, `trained_parameters`, `forward_flops`,
-        `backward_flops`, `relative` (FLOPs of a step, 1: everything trained), `activation_bytes`, `peak_bytes`,
-        `gradient_bytes`, `optimizer_bytes`, and `measured` (null, or `seconds`, `cpu_seconds`, `relative`,
-        `peak_resident_bytes`); `suggestion`.
+        none of the depths), `names`, `configured` (`this config`, `this config from step N`, or empty),
+        `trained_variables`, `trained_parameters`, `forward_flops`, `backward_flops`, `relative` (FLOPs of a step, 1:
+        everything trained), `moved_bytes` (read and written by all operations), `activation_bytes`, `peak_bytes` (most
+        tensors alive at once), `gradient_bytes`, `optimizer_bytes`, and `measured` (null, or `seconds`, `cpu_seconds`,
+        `relative`, `peak_resident_bytes`); `suggestion`.
         """
         return {
             "batch_size": self.batch_size,
@@ -180,6 +180,16 @@ class DepthCosts:
             "optimizer_bytes": row.optimizer_bytes,
             "measured": measured,
         }
+
+
+def _configured(plan: FreezePlan) -> dict[frozenset[str], str]:
+    """What the config trains, from its first step and from later ones -> how to call it."""
+    found: dict[frozenset[str], str] = {}
+    phases = getattr(plan, "phases", [plan])
+    for phase in phases:
+        said = THIS_CONFIG if phase is phases[0] else f"{THIS_CONFIG} from step {phase.from_step}"
+        found.setdefault(frozenset(phase.trainable), said)
+    return found
 
 
 def agreement(costs_: DepthCosts) -> Sequence[tuple[Row, float, float | None]]:

@@ -42,7 +42,7 @@ def _line(costs: DepthCosts, row: Row, measured: bool) -> list[str]:
     ]
     if measured:
         line += _measured(costs, row)
-    return [*line, "<- this config" if row.configured else ""]
+    return [*line, f"<- {row.configured}" if row.configured else ""]
 
 
 def _measured(costs: DepthCosts, row: Row) -> list[str]:
@@ -86,7 +86,7 @@ def picture(costs: DepthCosts) -> bytes:
         right.plot(at, peaks, "o-", color=_MEASURED, label="measured (peak of the process)")
     left.set_title("Time of a step, 1 = everything trained")
     right.set_title("Memory against everything trained, MB")
-    marks = {costs.suggestion().name: "suggested", **{r.depth.name: "this config" for r in costs.rows if r.configured}}
+    marks = {costs.suggestion().name: "suggested", **{r.depth.name: r.configured for r in costs.rows if r.configured}}
     for axes in (left, right):
         axes.set_xticks(list(places), [f"{n} *" if n in marks else n for n in names], rotation=70, fontsize=7)
         axes.legend(fontsize=7)

@@ -16,7 +16,7 @@ from od_finetune.training.probe import Measurement
 FORWARD = 100
 
 
-def make_row(name: str, backward: int, configured: bool = False, seconds: float | None = None) -> Row:
+def make_row(name: str, backward: int, configured: str = "", seconds: float | None = None) -> Row:
     measured = None
     if seconds:
         measured = Measurement((seconds,) * 3, (2 * seconds,) * 3, int(1e9 + 1e6 * backward), (2.0,) * 3)
@@ -30,7 +30,8 @@ def make(*rows: Row) -> DepthCosts:
 
 @pytest.fixture
 def costs() -> DepthCosts:
-    return make(*(make_row(f"d{i}" if i else "none", 200 - 40 * i, configured=i == 1) for i in range(6)))
+    names = ["none", "d1", "d2", "d3", "d4", "d5"]
+    return make(*(make_row(n, 200 - 40 * i, THIS_CONFIG if n == "d1" else "") for i, n in enumerate(names)))
 
 
 def test_the_shallowest_depth_with_most_of_the_saving_is_suggested(costs):
@@ -60,7 +61,7 @@ def test_ends_and_the_configs_own_depth_are_always_measured(costs):
     assert [row.depth.name for row in costs.choose(2)] == ["none", "d1", "d5"]
     assert [row.depth.name for row in costs.choose(3)] == ["none", "d1", "d2", "d5"]
     assert costs.choose(None) == list(costs.rows)
-    own = make(*costs.rows[:2], make_row(THIS_CONFIG, 77, configured=True))
+    own = make(*costs.rows[:2], make_row(THIS_CONFIG, 77, configured=THIS_CONFIG))
     assert [row.depth.name for row in own.choose(2)] == ["none", "d1", THIS_CONFIG]
     assert own.suggestion().name != THIS_CONFIG
 
@@ -71,14 +72,14 @@ def test_the_table_and_the_json_say_the_same(costs):
     line = next(line for line in said.splitlines() if line.startswith("d1 "))
     assert line.split()[:5] == ["d1", "160", "0.00", "0.87x", "160.0"] and line.endswith("<- this config")
     plain = json.loads(json.dumps(costs.to_json()))
-    assert plain["depths"][1]["freeze_through"] == "d1" and plain["depths"][1]["configured"]
+    assert plain["depths"][1]["freeze_through"] == "d1" and plain["depths"][1]["configured"] == THIS_CONFIG
     assert plain["depths"][1]["relative"] == pytest.approx(260 / 300)
     assert plain["depths"][1]["measured"] is None
     assert plain["suggestion"]["name"] == "d4"
 
 
 def test_the_table_of_measured_depths():
-    costs = make(make_row("none", 200, seconds=2.0), make_row("d1", 100), make_row("d2", 0, True, seconds=0.5))
+    costs = make(make_row("none", 200, seconds=2.0), make_row("d1", 100), make_row("d2", 0, THIS_CONFIG, seconds=0.5))
     said = report.text(costs)
     assert next(line for line in said.splitlines() if line.startswith("d2 ")).split()[7:11] == [
         "0.500", "0.25x", "1.00", "1000",
