@@ -87,6 +87,7 @@ def train_and_evaluate(options: Options) -> int:
         ),
         evaluator,
         training.best_settings(config.eval_config, evaluator.primary) if evaluator else None,
+        show_plan=functools.partial(_show_freeze_plan, options.model_dir),
     )
     outcome = loop.run()
     logger.info("Ended at step %d (%s); checkpoint %s", outcome.step, outcome.reason, outcome.checkpoint)
@@ -167,8 +168,7 @@ def restore_plan(detector: fields.Detector, config: TrainEvalPipelineConfig) -> 
 def build_trainer(detector: fields.Detector, config: TrainEvalPipelineConfig, model_dir: str) -> Trainer:
     """Shows and writes the freeze plan, and builds the trainer that carries it out."""
     plan = FreezePlan.compute(detector, training.freeze_request(config.train_config))
-    logger.info("%s", plan.text())
-    plan.write(Path(model_dir, FREEZE_PLAN))
+    _show_freeze_plan(model_dir, plan)
     return Trainer(
         detector,
         plan,
@@ -177,6 +177,11 @@ def build_trainer(detector: fields.Detector, config: TrainEvalPipelineConfig, mo
         moving_average_decay=training.moving_average_decay(config.train_config.optimizer),
         explain=functools.partial(explain, files=functools.partial(input_files, config.train_input_reader)),
     )
+
+
+def _show_freeze_plan(model_dir: str, plan: FreezePlan) -> None:
+    logger.info("%s", plan.text())
+    plan.write(Path(model_dir, FREEZE_PLAN))
 
 
 def build_evaluator(

@@ -120,7 +120,8 @@ class Detector(Protocol):
     def weighted_layers(self) -> dict[str, tf_keras.layers.Layer]:
         """Every layer that owns variables, by canonical scope (`<scope>/<leaf>` are its variables' names).
 
-        A batch norm layer that runs in inference mode even while training has the attribute `keeps_statistics`, True.
+        A batch norm layer whose `trainable` is False runs in inference mode even while training. One that the model's
+        config has so has the attribute `keeps_statistics`, True.
         """
 
     def regularizers(self) -> dict[str, Callable[[tf.Tensor], tf.Tensor]]:

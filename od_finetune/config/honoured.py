@@ -118,10 +118,14 @@ HONOURED: dict[str, str] = {
     "from_detection_checkpoint load_all_detection_checkpoint_vars num_steps bias_grad_multiplier "
     "update_trainable_variables freeze_variables merge_multiple_label_boxes add_regularization_loss "
     "max_number_of_boxes learning_rate_multiplier checkpoint_every_n_steps max_checkpoints_to_keep seed "
-    "log_every_n_steps restore min_restored_fraction require",
+    "log_every_n_steps restore min_restored_fraction require "
+    "freeze_through trainable_batch_norm unfreeze layer_decay weight_decay",
     "Restore": "checkpoint type scope map only skip by_order batch_norm_epsilon",
     "NameMap": ALL,
     "LearningRateMultiplier": ALL,
+    "BatchNormTraining": ALL,
+    "Unfreeze": ALL,
+    "WeightDecay": ALL,
     "Optimizer": ALL,
     "RMSPropOptimizer": ALL,
     "MomentumOptimizer": ALL,
@@ -267,16 +271,12 @@ UNHONOURED: dict[str, str] = {
     "WeightedDiceClassificationLoss": ALL,
     "TargetAssigner": ALL,
     "TrainConfig": "use_multiclass_scores use_bfloat16 summarize_gradients "
-    "class_transfer keep_classes "
-    "freeze_through trainable_batch_norm unfreeze layer_decay weight_decay",
+    "class_transfer keep_classes",
     "Restore": "moving_averages",
     "ClassTransfer": ALL,
     "ClassRename": ALL,
     "NewClass": ALL,
     "KeepClasses": ALL,
-    "BatchNormTraining": ALL,
-    "Unfreeze": ALL,
-    "WeightDecay": ALL,
     "EvalConfig": "visualization_export_dir parameterized_metric export_path ignore_groundtruth eval_instance_masks "
     "keep_image_id_for_visualization_export recall_lower_bound recall_upper_bound force_no_resize keypoint_edge "
     "skip_predictions_for_unlabeled_class",

@@ -59,6 +59,7 @@ def train(config: TrainEvalPipelineConfig) -> list[Finding]:
     if settings.bias_grad_multiplier < 0 or settings.gradient_clipping_by_norm < 0:
         found.append(Finding(ERROR, "train_config", "bias_grad_multiplier and gradient_clipping_by_norm are 0 or more"))
     found += _patterns(settings)
+    found += _late_unfreezing(settings)
     found += _averages(config)
     found += _checkpoint_type(settings)
     found += lint_files.checkpoint("train_config.fine_tune_checkpoint", settings.fine_tune_checkpoint)
@@ -120,6 +121,10 @@ def _patterns(settings: train_pb2.TrainConfig) -> Iterator[Finding]:
             patterns[f"train_config.restore[{i}].map[{j}].pattern"] = rule.pattern
     for i, entry in enumerate(settings.learning_rate_multiplier):
         patterns[f"train_config.learning_rate_multiplier[{i}].pattern"] = entry.pattern
+    for name in ("trainable_batch_norm", "weight_decay"):
+        patterns.update({f"train_config.{name}[{i}].pattern": e.pattern for i, e in enumerate(getattr(settings, name))})
+    for i, entry in enumerate(settings.unfreeze):
+        patterns.update({f"train_config.unfreeze[{i}].pattern[{k}]": p for k, p in enumerate(entry.pattern)})
     for path, pattern in patterns.items():
         if not pattern:
             yield Finding(ERROR, path, "is empty and would match every variable", "write '.*' if that is meant")
@@ -128,6 +133,13 @@ def _patterns(settings: train_pb2.TrainConfig) -> Iterator[Finding]:
             re.compile(pattern)
         except re.error as error:
             yield Finding(ERROR, path, f"{pattern!r} is no regular expression: {error}", "escape special characters")
+
+
+def _late_unfreezing(settings: train_pb2.TrainConfig) -> Iterator[Finding]:
+    for i, entry in enumerate(settings.unfreeze):
+        if settings.num_steps and entry.at_step >= settings.num_steps:
+            text = f"is {entry.at_step}, which training does not reach: num_steps is {settings.num_steps}"
+            yield Finding(WARNING, f"train_config.unfreeze[{i}].at_step", text, "name a step below num_steps")
 
 
 def _averages(config: TrainEvalPipelineConfig) -> Iterator[Finding]:

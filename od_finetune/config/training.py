@@ -3,33 +3,12 @@
 from __future__ import annotations
 
 from od_finetune import fields
+from od_finetune.config.freezing import freeze_request as freeze_request
 from od_finetune.errors import UserError
 from od_finetune.protos import eval_pb2, optimizer_pb2, train_pb2
 from od_finetune.training import optimizers, schedules
-from od_finetune.training.freeze import FreezeRequest
 from od_finetune.training.loop import BestSettings, LoopSettings
 from od_finetune.training.trainer import TrainerSettings
-
-
-def freeze_request(train_config: train_pb2.TrainConfig) -> FreezeRequest:
-    """What to train, and at which multiple of the learning rate.
-
-    Raises:
-      UserError: a learning_rate_multiplier has no pattern, or is not positive.
-    """
-    for index, multiplier in enumerate(train_config.learning_rate_multiplier):
-        if not multiplier.pattern:
-            raise UserError(f"train_config.learning_rate_multiplier[{index}] has no pattern; name the variables.")
-        if not multiplier.multiplier > 0.0:
-            raise UserError(
-                f"train_config.learning_rate_multiplier[{index}].multiplier is {multiplier.multiplier:g}, expected "
-                "more than 0; to keep variables as they are, use freeze_variables."
-            )
-    return FreezeRequest(
-        update=tuple(train_config.update_trainable_variables),
-        freeze=tuple(train_config.freeze_variables),
-        multipliers=tuple((m.pattern, m.multiplier) for m in train_config.learning_rate_multiplier),
-    )
 
 
 def build_schedule(config: optimizer_pb2.LearningRate) -> schedules.Schedule:

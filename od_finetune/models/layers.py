@@ -143,14 +143,13 @@ class ConvUnit(tf.Module):
             use_bias=hyperparams.norm is None or hyperparams.force_use_bias,
         )
         self.norm = norm_layer(scope, hyperparams.norm)
-        self._train_norm = isinstance(hyperparams.norm, BatchNorm) and hyperparams.norm.train
         self._activation = ACTIVATIONS[hyperparams.activation] if activate else None
 
     def __call__(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         """`[B, H, W, C]` -> `[B, h, w, filters]`. In training, batch norm updates its moving statistics here."""
         outputs = self.conv(fixed_padding(inputs, self._padding) if self._padding else inputs)
         if self.norm is not None:
-            outputs = self.norm(outputs, training=training and self._train_norm)
+            outputs = self.norm(outputs, training=training)
         return outputs if self._activation is None else self._activation(outputs)
 
 
@@ -192,8 +191,9 @@ def conv_layer(
 def norm_layer(scope: str, norm: BatchNorm | GroupNorm | None) -> tf_keras.layers.Layer | None:
     """The norm that follows the convolution `scope`. Batch norm is the fused kernel where tf_keras can use it.
 
-    A batch norm layer whose `trainable` is False runs in inference mode, whatever `training` says. One that the config
-    has in inference mode always (`train` is False) says so in the attribute `keeps_statistics`.
+    A batch norm layer whose `trainable` is False runs in inference mode, whatever `training` says; whether its gamma
+    and beta train is for the gradient tape to say. One that the config has in inference mode (`train` is False) starts
+    so, and says so in the attribute `keeps_statistics`.
     """
     if isinstance(norm, BatchNorm):
         layer = tf_keras.layers.BatchNormalization(
@@ -204,6 +204,7 @@ def norm_layer(scope: str, norm: BatchNorm | GroupNorm | None) -> tf_keras.layer
             synchronized=norm.synchronized,
             name=f"{scope}/BatchNorm",
         )
+        layer.trainable = norm.train
         layer.keeps_statistics = not norm.train
         return layer
     if isinstance(norm, GroupNorm):

@@ -101,10 +101,20 @@ class Checkpoints:
             )
         return None
 
+    def follow_averages(self) -> None:
+        """Saves, from now on, the moving averages that the trainer has now."""
+        averages = self.trainer.moving_average
+        self.checkpoint.moving_average = dict(averages.shadows) if averages is not None else {}
+
     def _restore(self, path: str) -> None:
-        shapes = tf.train.load_checkpoint(path).get_variable_to_shape_map()
+        reader = tf.train.load_checkpoint(path)
+        shapes = reader.get_variable_to_shape_map()
         _check_same_model(path, shapes, self.trainer.detector.named_variables())
+        # The phase first, so that its slots and averages are there to be restored.
+        self.trainer.follow_plan(int(reader.get_tensor(object_keys.STEP + object_keys.VALUE)))
+        self.follow_averages()
         self.checkpoint.restore(path).expect_partial()
+        self.trainer.optimizer.drop_slots_of_others(self.trainer.trained.values())
         self._start_missing_state(path, shapes)
 
     def _start_missing_state(self, path: str, shapes: Mapping[str, list[int]]) -> None:

@@ -16,6 +16,8 @@ from od_finetune.errors import UserError
 from od_finetune.training.best import Best, BestSettings, check_metric
 from od_finetune.training.checkpointing import Checkpoints
 from od_finetune.training.evaluator import Evaluator, Interrupted, quiet
+from od_finetune.training.freeze import FreezePlan
+from od_finetune.training.freeze_proof import FREEZE_PROOF, FreezeProof
 from od_finetune.training.history import History
 from od_finetune.training.progress import Progress
 from od_finetune.training.stopping import StopRequest
@@ -76,8 +78,9 @@ class _Scalars(orbit.utils.SummaryManager):
 class TrainingLoop:
     """Trains in `model_dir` until done, continuing from the newest checkpoint there.
 
+    What is to be unfrozen at a step is so right after the update before it, ahead of that step's checkpoint.
     Scalars go to `model_dir/train` and `model_dir/eval`, the best checkpoint to `model_dir/best`, the results of each
-    evaluation to `model_dir/eval/results.jsonl`.
+    evaluation to `model_dir/eval/results.jsonl`, the hashes of what is frozen to `model_dir/freeze_proof.json`.
     """
 
     def __init__(
@@ -89,11 +92,13 @@ class TrainingLoop:
         evaluator: Evaluator | None = None,
         best: BestSettings | None = None,
         progress: Progress | None = None,
+        show_plan: Callable[[FreezePlan], None] | None = None,
     ) -> None:
         """Args:
         make_dataset: number of batches to skip -> the training dataset from there on; called once, with the
           step that training starts at.
         best: how the best checkpoint is chosen; needs an evaluator.
+        show_plan: called with the plan of each later phase of the freeze plan as it begins, also by a resume within it.
 
         Raises:
           UserError: the evaluator gives no such metric, or averages are to be evaluated that the trainer lacks.
@@ -114,6 +119,8 @@ class TrainingLoop:
             self.best = Best(self.model_dir / "best", self.checkpoints.checkpoint, best)
         self.progress = progress or Progress(settings.num_steps, settings.batch_size)
         self.stop = StopRequest()
+        self._show_plan = show_plan or (lambda plan: None)
+        self._proof = FreezeProof(self.model_dir / FREEZE_PROOF, trainer.detector.named_variables())
         self._make_dataset = make_dataset
         train_dir, self._eval_dir = (
             str(self.model_dir / name) if settings.summaries else None for name in ("train", "eval")
@@ -135,6 +142,7 @@ class TrainingLoop:
 
         Raises:
           NotFiniteError: names the step, the batch's records and the last good checkpoint.
+          FrozenChangedError: a variable changed although it was frozen; everything is saved.
           UserError: the input pipeline failed (what was trained until then is saved), or model_dir's checkpoints
             are unreadable or another config's.
         """
@@ -143,7 +151,10 @@ class TrainingLoop:
             self.progress.note(f"Continuing from {restored} at step {self.step}.")
         elif self.best is not None and self.best.start_anew():
             self.progress.note(f"{self.best.directory} is of another run: the best starts anew.")
+        if self.trainer.plan.from_step:
+            self._show_plan(self.trainer.plan)
         self._recall()
+        self._proof.begin(self.step, self.trainer.plan.frozen)
         self.trainer.train_dataset = self._make_dataset(self.step)
         controller = self._controller()
         self.progress.start(self.step)
@@ -156,7 +167,10 @@ class TrainingLoop:
             except UserError:
                 if self.step:  # a checkpoint of step 0 would keep the next run from restoring what the config says
                     self.checkpoints.save()
+                self._proof.finish(self.step)
                 raise
+            self.checkpoints.save()
+            self._proof.finish(self.step)
         return Outcome(self.step, reason, self.stop.exit_code, self._results, self.checkpoints.save())
 
     def _recall(self) -> None:
@@ -221,13 +235,16 @@ class TrainingLoop:
         step = self.step
         intervals = (self.settings.checkpoint_every, self.settings.log_every, self.settings.evaluate_every)
         due = [step + interval - step % interval for interval in intervals if interval]
+        unfreezing = self.trainer.plan.next_change(step)
+        if unfreezing is not None:
+            due.append(unfreezing)
         if self.settings.num_steps:
             due.append(self.settings.num_steps)
         rate = self.progress.steps_per_second(step)
         return min([*due, step + max(1, int(rate * _SECONDS_PER_CALL))])
 
     def _after_steps(self, output: dict[str, tf.Tensor]) -> None:
-        """The train action: progress line, scalars at log intervals, end of data."""
+        """The train action: progress line, scalars at log intervals, the next phase of freezing, end of data."""
         step = self.step
         due = bool(self.settings.log_every) and step % self.settings.log_every == 0
         due = due or self._complete() or self.trainer.exhausted
@@ -240,9 +257,18 @@ class TrainingLoop:
             self._scalars.rates = {"steps_per_second": rate, "images_per_second": rate * self.settings.batch_size}
             self.trainer.reset_means()
             self.progress.start(step)
+        self._unfreeze()
         if self.trainer.exhausted:
             self.progress.note(f"The training data ended at step {step}.")
             raise _EndOfData
+
+    def _unfreeze(self) -> None:
+        """Begins the phase of the freeze plan that is due, if any."""
+        if self.trainer.follow_plan(self.step):
+            self.checkpoints.follow_averages()
+            self._proof.release(self.step, self.trainer.plan.frozen)
+            self.progress.note(f"Step {self.step}: more variables train from here on.")
+            self._show_plan(self.trainer.plan)
 
     def _due(self) -> tuple[bool, bool]:
         """Whether to save and whether to evaluate at the present step."""

@@ -40,17 +40,27 @@ class Optimizer(tf_keras.optimizers.legacy.Optimizer):
     ) -> None:
         """Creates the slots of `variables`; counts in `step`, the one step counter of a run.
 
+        Called again, it keeps the slots of variables that stay, adds those of new ones and drops the others'.
+
         Args:
-          variables: everything this optimiser will ever update.
+          variables: everything this optimiser updates from now on.
           step: int64 scalar; read by the schedule, incremented by every update.
           multipliers: of the learning rate, one for each variable; all 1 when left out.
         """
-        self.iterations = step
-        if multipliers is not None:
-            self._multipliers = {v.ref(): m for v, m in zip(variables, multipliers, strict=True)}
+        if self._iterations is None:
+            self.iterations = step
+        self._multipliers = {v.ref(): m for v, m in zip(variables, multipliers or [1.0] * len(variables), strict=True)}
+        self.drop_slots_of_others(variables)
         with tf.init_scope():
             # Otherwise made within the first traced step: a checkpoint written before it would lack them.
             self._create_all_weights(variables)
+
+    def drop_slots_of_others(self, variables: Iterable[tf.Variable]) -> None:
+        """Removes what is no slot of `variables`; tf_keras makes such while it restores a checkpoint that has them."""
+        kept = {var._unique_id for var in variables}  # tf_keras's own key of slots
+        dropped = {id(slot) for key, slots in self._slots.items() if key not in kept for slot in slots.values()}
+        self._slots = {key: slots for key, slots in self._slots.items() if key in kept}
+        self._weights = [weight for weight in self._weights if id(weight) not in dropped]
 
     def current_rate(self) -> tf.Tensor:
         """The schedule's learning rate for the coming step (multipliers left aside)."""
@@ -171,8 +181,17 @@ class MovingAverage:
 
     def __init__(self, variables: Mapping[str, tf.Variable], decay: float) -> None:
         self.decay = decay
+        self.variables: dict[str, tf.Variable] = {}
+        self.shadows: dict[str, tf.Variable] = {}
+        self.follow(variables)
+
+    def follow(self, variables: Mapping[str, tf.Variable]) -> None:
+        """Averages these from now on: the shadow of a new one starts as a copy of it, those of others go."""
         self.variables = dict(variables)
-        self.shadows = {name: tf.Variable(v, trainable=False) for name, v in self.variables.items()}
+        self.shadows = {
+            name: self.shadows[name] if name in self.shadows else tf.Variable(variable, trainable=False)
+            for name, variable in self.variables.items()
+        }
 
     def reset(self, names: Iterable[str]) -> None:
         """Starts these variables' averages anew from their present values."""

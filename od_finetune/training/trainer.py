@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from typing import NamedTuple
@@ -61,7 +62,7 @@ class Trainer(orbit.StandardTrainer):
         moving_average_decay: float | None = None,
         explain: Explain | None = None,
     ) -> None:
-        """Applies the plan to the (built, restored) detector and creates optimiser slots and averages.
+        """Applies the plan's first phase to the (built, restored) detector, and creates optimiser slots and averages.
 
         Args:
           dataset: of `fields.Batch`, normally without end; a TrainingLoop sets its own.
@@ -70,19 +71,13 @@ class Trainer(orbit.StandardTrainer):
         """
         super().__init__(dataset)
         self.detector = detector
-        self.plan = plan
         self.settings = settings or TrainerSettings()
         self.global_step = orbit.utils.create_global_step()
-        self.trained = plan.apply(detector)
         self.optimizer = optimizer
-        optimizer.build(list(self.trained.values()), self.global_step, plan.multipliers)
-        self.moving_average = None
-        if moving_average_decay is not None:
-            self.moving_average = MovingAverage(self.trained, moving_average_decay)
+        self.moving_average = None if moving_average_decay is None else MovingAverage({}, moving_average_decay)
+        self._carry_out(plan)
         self._explain = explain
         self.exhausted = False  # whether the dataset came to its end
-        regularizers = detector.regularizers() if self.settings.regularize else {}
-        self._regularizers = {name: f for name, f in regularizers.items() if name in self.trained}
         # Losses summed since reset_means, in the order of names that tracing finds. The shape is open because only
         # the detector knows its losses, and a variable made while tracing would have everything traced twice.
         self._loss_names: list[str] = []
@@ -90,6 +85,27 @@ class Trainer(orbit.StandardTrainer):
         self._summed = tf.Variable(0.0, trainable=False)
         self._keys = tf.Variable([""], shape=[None], trainable=False)
         self._last_loss = tf.Variable(0.0, trainable=False)
+
+    def _carry_out(self, plan: FreezePlan) -> None:
+        self.plan = plan  # of the present phase
+        self.trained = plan.apply(self.detector)
+        self.optimizer.build(list(self.trained.values()), self.global_step, plan.multipliers)
+        if self.moving_average is not None:
+            self.moving_average.follow(self.trained)
+        self._regularizers = _regularizers(self.detector, plan) if self.settings.regularize else {}
+        self._train_loop_fn = None  # orbit traces the step anew
+
+    def follow_plan(self, step: int) -> bool:
+        """Trains from now on what the plan says for the update after `step` others; whether that is a change.
+
+        What begins to train gets its optimiser slots and its moving average here, as new as those of a first step; what
+        stays keeps its own.
+        """
+        phase = self.plan.at(step)
+        if phase is self.plan:
+            return False
+        self._carry_out(phase)
+        return True
 
     def losses(self, batch: fields.Batch) -> dict[str, tf.Tensor]:
         """The detector's losses in training mode, the regularisation loss if there is any, and their total."""
@@ -190,6 +206,22 @@ class Trainer(orbit.StandardTrainer):
             f"records: {keys}. Its update was not applied. Look for broken boxes in these records; otherwise lower the "
             "learning rate, lengthen its warm-up, or set gradient_clipping_by_norm."
         )
+
+
+def _regularizers(detector: fields.Detector, plan: FreezePlan) -> dict[str, Callable[[tf.Tensor], tf.Tensor]]:
+    """Of the trained variables: their layers' own, or the L2 weights that the plan has in their place."""
+    trained = set(plan.trainable)
+    own = {name: f for name, f in detector.regularizers().items() if name in trained}
+    for name, weight in plan.weight_decay.items():
+        own.pop(name, None)
+        if weight:
+            own[name] = functools.partial(_l2, weight)
+    return own
+
+
+def _l2(weight: float, variable: tf.Tensor) -> tf.Tensor:
+    """`weight / 2 * sum(variable^2)`, as the config's l2_regularizer."""
+    return weight * tf.nn.l2_loss(variable)
 
 
 def input_error(error: tf.errors.OpError, explain: Explain | None = None) -> UserError | None:

@@ -93,6 +93,9 @@ def test_a_good_config_has_no_finding(findings):
         ("train_config.update_trainable_variables[+]=[", "train_config.update_trainable_variables[0]", ["expression"]),
         ('train_config.freeze_variables=[""]', "train_config.freeze_variables[0]", ["is empty"]),
         ("train_config.learning_rate_multiplier={pattern: '*'}", "", ["no regular expression"]),
+        ("train_config.weight_decay={pattern: '['}", "train_config.weight_decay[0].pattern", ["no regular expression"]),
+        ("train_config.unfreeze={at_step: 3 pattern: '('}", "train_config.unfreeze[0].pattern[0]", ["no regular"]),
+        ("train_config.trainable_batch_norm={pattern: '' affine: true}", "", ["is empty"]),
         ("train_config.data_augmentation_options={}", "", ["random_horizontal_flip"]),
         ("train_config.fine_tune_checkpoint=nowhere/model.ckpt", "", ["no checkpoint", "'nowhere'"]),
         ("train_config.fine_tune_checkpoint=PATH_TO_BE_CONFIGURED/model.ckpt", "", ["placeholder"]),
@@ -128,6 +131,8 @@ NMS = "model.ssd.post_processing.batch_non_max_suppression"
         (RATE + "{cosine_decay_learning_rate {total_steps: 6 warmup_steps: 6}}", "", "no step to decay in"),
         ("train_config.learning_rate_multiplier={pattern: 'a' multiplier: 0}",
          "train_config.learning_rate_multiplier[0].multiplier", "is 0, expected more than 0"),
+        ("train_config.layer_decay=2", "train_config.layer_decay", "is 2, expected more than 0 and at most 1"),
+        ("train_config.unfreeze={at_step: 0 pattern: 'a'}", "train_config.unfreeze[0].at_step", "is 0, expected 1"),
         (f"{NMS}.max_detections_per_class=101", f"{NMS}.max_detections_per_class", "must not exceed"),
         ("model.ssd.anchor_generator.ssd_anchor_generator.num_layers=6", "model.ssd", "for 6 feature maps"),
         ("train_input_reader.max_number_of_boxes=0", "train_input_reader.max_number_of_boxes", "is 0"),
@@ -150,6 +155,12 @@ def test_what_a_run_would_refuse_is_found_by_building_its_parts(findings, folder
     assert part in error.text(), error
     assert error.path == path if path else error.path.startswith("train_config.optimizer")
     assert only(findings(override.replace("{folder}", str(folder)), deep=False), ERROR) == []
+
+
+def test_an_unfreezing_that_training_does_not_reach_is_a_warning(findings):
+    (warning,) = only(findings("train_config.unfreeze={at_step: 10 pattern: 'a'}"), WARNING)
+    assert warning.path == "train_config.unfreeze[0].at_step" and "num_steps is 10" in warning.text()
+    assert only(findings("train_config.unfreeze={at_step: 9 pattern: 'a'}"), WARNING) == []
 
 
 def test_several_parts_complain_at_once(findings):

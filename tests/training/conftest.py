@@ -106,6 +106,13 @@ class FakeDetector(tf.Module):
     def part(self, name: str) -> str:
         return "backbone" if name.startswith("FeatureExtractor") else "head"
 
+    def stages(self) -> list[fields.Stage]:
+        names = {"Conv_0": ("layer_1",), "Conv_1": ("layer_2", "stage1", "backbone"), "BoxPredictor_0": ("head",)}
+        return [
+            fields.Stage(own, tuple(name for name in self.named_variables() if scope in name))
+            for scope, own in names.items()
+        ]
+
     def is_class_head(self, name: str) -> bool:
         return "ClassPredictor" in name
 
@@ -215,7 +222,8 @@ def start(fake_detector, dataset, tmp_path) -> Callable[..., TrainingLoop]:
 
     def make(settings, optimizer="momentum", make_dataset=None, evaluator=None, model_dir=None, freeze=(), **kw):
         detector = fake_detector()
-        plan = FreezePlan.compute(detector, FreezeRequest(freeze=freeze))
+        request = freeze if isinstance(freeze, FreezeRequest) else FreezeRequest(freeze=freeze)
+        plan = FreezePlan.compute(detector, request)
         trainer = Trainer(detector, plan, OPTIMIZERS[optimizer](), moving_average_decay=0.9)
         made = evaluator(detector) if evaluator else None
         stream = io.StringIO()
