@@ -26,7 +26,7 @@ def shortfall(rows: Sequence[Row], demand: Demand, target: Target) -> str | None
     """What of the demand is not fulfilled; None if nothing.
 
     Raises:
-      UserError: a pattern of `require` matches nothing or is not valid.
+      UserError: a pattern of `require` matches nothing.
     """
     said = []
     fraction = restored_fraction(rows)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Sequence
 
 from od_finetune import names
 from od_finetune.checkpoints import report, vocabularies
 from od_finetune.checkpoints import view as views
 from od_finetune.checkpoints.matching import SourcePlan
 from od_finetune.checkpoints.records import CLASSIFICATION, FULL, Row, Status, Target
+
+_SEPARATOR = re.compile(r"[/.]")
 
 
 def problem(plan: SourcePlan, target: Target) -> str | None:
@@ -69,34 +72,45 @@ def _cause(plan: SourcePlan, wanted: Sequence[Row], target: Target) -> str:
         )
     if not plan.unused:
         return "Likely cause: another kind of file: it holds no weights."
-    return _other_scope(wanted, plan.unused, target.tf2_names) or (
+    return _other_scope(wanted, plan.unused, target) or (
         "Likely cause: another architecture: no name of the model is in it, under any scope."
     )
 
 
-def _other_scope(wanted: Sequence[Row], source_names: Sequence[str], tf2_names: Mapping[str, str]) -> str | None:
-    """Names that end as the model's do (three segments at least, or a whole TF2 name) under another scope."""
-    ends: dict[str, list[str]] = {}
+def _other_scope(wanted: Sequence[Row], source_names: Sequence[str], target: Target) -> str | None:
+    """Names that end as the model's do (three segments at least, or a vocabulary's whole name) under another scope."""
+    ends: dict[str, str] = {}
     for source_name in source_names:
-        segments = source_name.split("/")
-        for first in range(len(segments)):
-            ends.setdefault("/".join(segments[first:]), []).append(source_name)
+        for start in (match.end() for match in _SEPARATOR.finditer(source_name)):
+            ends.setdefault(source_name[start:], source_name[:start])
+        ends.setdefault(source_name, "")
     pairs: collections.Counter[tuple[str, str]] = collections.Counter()
     for row in wanted:
-        segments = row.name.split("/")
-        spellings = ["/".join(segments[first:]) for first in range(max(1, len(segments) - 2))]
-        for end in [*spellings, tf2_names.get(row.name, "")]:
-            if end and end in ends:
-                scope = ends[end][0].removesuffix(end).rstrip("/")
-                pairs[(row.name.removesuffix(end).rstrip("/"), scope)] += 1
+        for spelling, end in _ends(row.name, target):
+            if end in ends:
+                pairs[(spelling.removesuffix(end), ends[end])] += 1
                 break
     (here, there), count = max(pairs.items(), key=lambda item: item[1], default=(("", ""), 0))
     if count < len(wanted) / 2:  # networks of one family share some inner names
         return None
+    rule = f'map {{ pattern: "^{re.escape(there)}" replacement: "{here}" }}'.replace("\\", "\\\\")
     return (
-        f"Likely cause: another scope: {count} variables that the model has under {here or '(none)'} are in the "
-        f"checkpoint under {there or '(none)'}."
+        f"Likely cause: another scope: {count} variables that the model has under {here.rstrip('/') or '(none)'} are "
+        f"in the checkpoint under {there.rstrip('/.') or '(none)'}. Write restore {{ {rule} }}."
     )
+
+
+def _ends(name: str, target: Target) -> Iterator[tuple[str, str]]:
+    """(spelling, its end) by which a variable may be recognised under another scope."""
+    segments = name.split("/")
+    for first in range(max(1, len(segments) - 2)):
+        yield name, "/".join(segments[first:])
+    if tf2_name := target.tf2_names.get(name):
+        yield tf2_name, tf2_name
+    for vocabulary in target.vocabularies:
+        spelling = names.apply_rules(name, vocabulary.rules)
+        if spelling != name:
+            yield spelling, spelling
 
 
 def _scopes(plan: SourcePlan, wanted: Sequence[Row]) -> str:

@@ -93,9 +93,8 @@ def matching(target: Target, patterns: tuple[str, ...], field: str) -> set[str]:
     """The model's variables that any of the patterns selects.
 
     Raises:
-      UserError: a pattern is not valid or matches nothing.
+      UserError: a pattern matches nothing.
     """
-    views.check_patterns(patterns, field)
     chosen: set[str] = set()
     for index, pattern in enumerate(patterns):
         found = {
@@ -135,7 +134,8 @@ def _epsilon_of(
     def epsilon(row: Row) -> float | None:
         if request.batch_norm_epsilon is not None:
             return request.batch_norm_epsilon
-        stated = source.epsilons.get(leaves.split(row.source or "")[0], by_rule.get(row.rule or ""))
+        usual = by_rule.get((row.rule or "").removesuffix(vocabularies.AS_PATH))
+        stated = source.epsilons.get(leaves.split(row.source or "")[0], usual)
         return _FRAMEWORK_EPSILON if stated is None and source.layout == OIHW else stated
 
     return epsilon

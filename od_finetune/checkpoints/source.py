@@ -9,7 +9,15 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from od_finetune import names
-from od_finetune.checkpoints.readers import tf_checkpoint
+from od_finetune.checkpoints.readers import (
+    graph_def,
+    mxnet_params,
+    safetensors_file,
+    saved_model,
+    tf_checkpoint,
+    tfjs_model,
+    torch_file,
+)
 from od_finetune.errors import UnreadableError, UserError
 
 
@@ -49,7 +57,17 @@ class Reader(NamedTuple):
     open: Callable[[str], Source]
 
 
-READERS: tuple[Reader, ...] = (Reader("TensorFlow checkpoint", tf_checkpoint.sniff, tf_checkpoint.open_checkpoint),)
+# Those that know a file by its first bytes come first: `checkpoint` and `model.ckpt` are also names of PyTorch files.
+# Of a directory that several readers know (a zoo's archive, unpacked), the first takes it.
+READERS: tuple[Reader, ...] = (
+    Reader("PyTorch", torch_file.sniff, torch_file.open_torch),
+    Reader("safetensors", safetensors_file.sniff, safetensors_file.open_safetensors),
+    Reader("MXNet", mxnet_params.sniff, mxnet_params.open_params),
+    Reader("TensorFlow.js", tfjs_model.sniff, tfjs_model.open_model),
+    Reader("TensorFlow checkpoint", tf_checkpoint.sniff, tf_checkpoint.open_checkpoint),
+    Reader("SavedModel", saved_model.sniff, saved_model.open_saved_model),
+    Reader("frozen TensorFlow graph", graph_def.sniff, graph_def.open_graph),
+)
 
 
 def open_source(path: str | os.PathLike[str]) -> Source:
@@ -57,7 +75,7 @@ def open_source(path: str | os.PathLike[str]) -> Source:
 
     Args:
       path: for a TensorFlow checkpoint its prefix (`model.ckpt`, `ckpt-0`), one of its files, or a directory that
-        has a `checkpoint` state file or one checkpoint.
+        has a `checkpoint` state file or one checkpoint; for the other formats the file, or the SavedModel's directory.
 
     Raises:
       UnreadableError: nothing lies there, or the file is damaged or half written.

@@ -39,13 +39,13 @@ def view(source: Source, request: RestoreRequest) -> View:
     """Applies `map`, `only` and `skip`.
 
     Raises:
-      UserError: a pattern is not valid or matches nothing, or two entries would have one name.
+      UserError: a pattern matches nothing, or two entries would have one name.
     """
-    shapes = source.names()
-    rewritten = _rewritten(list(shapes), request)
+    shapes, aliases = source.names(), source.aliases()
+    rewritten, second = _rewritten(list(shapes), list(aliases), request)
     spellings: dict[str, list[str]] = {}
-    for alias, name in source.aliases().items():
-        spellings.setdefault(name, []).append(alias)
+    for alias, name in aliases.items():
+        spellings.setdefault(name, []).append(second[alias])
     aliases_of = {seen: spellings.get(own, []) for own, seen in rewritten.items()}
     kept = set(rewritten.values())
     if request.only:
@@ -71,15 +71,6 @@ def natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
 
-def check_patterns(patterns: Iterable[str], field: str) -> None:
-    """Raises UserError, with the field's place in the config, for the first pattern that is not valid."""
-    for index, pattern in enumerate(patterns):
-        try:
-            names.compile_pattern(pattern)
-        except UserError as error:
-            raise UserError(f"{field}[{index}]: {error}") from None
-
-
 def no_match(field: str, pattern: str, candidates: Iterable[str], what: str) -> UserError:
     """The error for a pattern that matches none of `candidates`."""
     candidates = list(candidates)
@@ -89,18 +80,21 @@ def no_match(field: str, pattern: str, candidates: Iterable[str], what: str) -> 
     return UserError(f"{field}: {pattern!r} matches no {what}.{listed}")
 
 
-def _rewritten(entries: list[str], request: RestoreRequest) -> dict[str, str]:
-    """The file's name -> its name after `map`."""
+def _rewritten(
+    entries: list[str], aliases: list[str], request: RestoreRequest
+) -> tuple[dict[str, str], dict[str, str]]:
+    """The file's name -> its name after `map`, and the same of second spellings."""
     current = {name: name for name in entries}
+    second = {alias: alias for alias in aliases}
     for index, (pattern, replacement) in enumerate(request.map):
         field = f"{request.field}.map[{index}]"
-        try:
-            matcher = names.compile_pattern(pattern)
-            if not any(matcher.search(seen) for seen in current.values()):
-                raise no_match(f"{field}.pattern", pattern, current.values(), "name of the checkpoint")
-            current = {name: names.apply_rules(seen, [(pattern, replacement)]) for name, seen in current.items()}
-        except UserError as error:
-            raise error if str(error).startswith(field) else UserError(f"{field}: {error}") from None
+        everything = (*current.values(), *second.values())
+        if not any(names.compile_pattern(pattern).search(seen) for seen in everything):
+            raise no_match(f"{field}.pattern", pattern, everything, "name of the checkpoint")
+        current, second = (
+            {name: names.apply_rules(seen, [(pattern, replacement)]) for name, seen in group.items()}
+            for group in (current, second)
+        )
     owner: dict[str, str] = {}
     for name, seen in current.items():
         if seen in owner:
@@ -109,12 +103,10 @@ def _rewritten(entries: list[str], request: RestoreRequest) -> dict[str, str]:
                 "patterns more exact."
             )
         owner[seen] = name
-    return current
+    return current, second
 
 
 def _matching(aliases_of: Mapping[str, list[str]], patterns: Iterable[str], field: str) -> set[str]:
-    patterns = list(patterns)
-    check_patterns(patterns, field)
     selected: set[str] = set()
     for index, pattern in enumerate(patterns):
         found = {name for name, aliases in aliases_of.items() if names.pattern_matches(pattern, name, aliases)}

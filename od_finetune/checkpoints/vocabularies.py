@@ -15,6 +15,9 @@ from od_finetune.checkpoints.view import View
 _FEATURE_SCOPES = ("FeatureExtractor", "FirstStageFeatureExtractor", "SecondStageFeatureExtractor")
 
 
+AS_PATH = " as object path"  # what follows a rule that found an entry by its second spelling
+
+
 class Naming(NamedTuple):
     """One way of naming: from a variable's canonical and TF2 name to the names a checkpoint may have it under."""
 
@@ -102,4 +105,4 @@ class Finder:
                 if spelling in self._view.shapes:
                     yield self.match(naming.rule, name, spelling, shape)
                 elif spelling in self._view.aliases:
-                    yield self.match(f"{naming.rule} as object path", name, self._view.aliases[spelling], shape)
+                    yield self.match(naming.rule + AS_PATH, name, self._view.aliases[spelling], shape)

@@ -92,11 +92,14 @@ def _block(
 
 
 def _rule(rule: fine_tune_pb2.NameMap, field: str) -> tuple[str, str]:
-    try:
-        names.compile_pattern(rule.pattern)
-        names.check_replacement(rule.pattern, rule.replacement)
-    except UserError as error:
-        raise UserError(f"{field}: {error}") from None
+    for name, check in (
+        ("pattern", lambda: names.compile_pattern(rule.pattern)),
+        ("replacement", lambda: names.check_replacement(rule.pattern, rule.replacement)),
+    ):
+        try:
+            check()
+        except UserError as error:
+            raise UserError(f"{field}.{name}: {error}") from None
     return rule.pattern, rule.replacement
 
 

@@ -71,6 +71,17 @@ def _gluon(index: int) -> tuple[str, str]:
     return f"features.{3 * index}", f"features.{3 * index + 1}"
 
 
+def _tf_vision(root: str) -> list[spellings.Layer]:
+    """Blocks are the weighted layers of a Keras model, numbered."""
+
+    def names(index: int) -> tuple[str, str]:
+        scope, second = f"{root}layer_with_weights-{(index + 1) // 2}", index > 0 and index % 2 == 0
+        conv = "_conv1" if second else "_dwconv0" if index else "_conv0"
+        return f"{scope}/{conv}", f"{scope}/_norm{int(second)}"
+
+    return _layers(names)
+
+
 VOCABULARIES = (
     spellings.vocabulary("timm", _layers(_timm), spellings.TORCH),
     spellings.vocabulary("GluonCV", _layers(_gluon), spellings.GLUON),
@@ -82,6 +93,7 @@ VOCABULARIES = (
         )
         for prefix in ("mobilenet0_", "")
     ),
+    *spellings.tf_vision(_tf_vision),
 )
 
 

@@ -101,6 +101,17 @@ def _mxnet(prefix: str) -> list[spellings.Layer]:
     return _layers(first, last, names)
 
 
+def _tf_vision(root: str) -> list[spellings.Layer]:
+    """Blocks are the weighted layers of a Keras model, numbered; a block that does not expand counts as if it did."""
+    first, last = ((f"{root}layer_with_weights-{i}/_conv0", f"{root}layer_with_weights-{i}/_norm0") for i in (0, 18))
+
+    def names(block: int, index: int) -> tuple[str, str]:
+        scope = f"{root}layer_with_weights-{block + 1}"
+        return f"{scope}/_conv{index}", f"{scope}/_norm{index}"
+
+    return _layers(first, last, names)
+
+
 VOCABULARIES = (
     spellings.vocabulary(
         "torchvision",
@@ -113,6 +124,7 @@ VOCABULARIES = (
     ),
     spellings.vocabulary("GluonCV parameter names", _mxnet("mobilenetv20_"), spellings.MXNET),
     spellings.vocabulary("GluonCV parameter names", _mxnet(""), spellings.MXNET),
+    *spellings.tf_vision(_tf_vision),
 )
 
 

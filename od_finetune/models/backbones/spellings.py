@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from od_finetune.names import Rules, Vocabulary
@@ -24,7 +24,16 @@ GLUON: Rules = [  # what `save_parameters` writes: the path of attributes
     (r"/moving_mean$", ".running_mean"),
     (r"/moving_variance$", ".running_var"),
 ]
+KERAS: Rules = [
+    (r"/weights$", "/kernel"),
+    (r"/depthwise_weights$", "/depthwise_kernel"),
+    (r"/biases$", "/bias"),
+]
 MXNET: Rules = [(pattern, replacement.replace(".", "_")) for pattern, replacement in GLUON]  # parameters' own names
+
+
+# Where tf-models-official's checkpoints have a backbone: those that others start from, a classifier's, a detector's.
+_TF_VISION_ROOTS = ("backbone", "model/layer_with_weights-0", "model/_backbone")
 
 
 class Layer(NamedTuple):
@@ -45,3 +54,8 @@ def vocabulary(
         rules.append((rf"^.*/{scope}/BatchNorm/", f"{layer.norm}/"))
         rules.append((rf"^.*/{scope}/", f"{layer.conv}/"))
     return Vocabulary(name, rules + leaves, epsilon)
+
+
+def tf_vision(layers: Callable[[str], Iterable[Layer]]) -> tuple[Vocabulary, ...]:
+    """The vocabularies of tf-models-official's vision checkpoints, by object path; `layers` makes them of a root."""
+    return tuple(vocabulary("TF-Vision", layers(f"{root}/"), KERAS, 1e-3) for root in _TF_VISION_ROOTS)
