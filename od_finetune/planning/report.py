@@ -23,8 +23,9 @@ def text(costs: DepthCosts) -> str:
         f"Its forward pass takes {full.forward_flops / 1e9:.2f} GFLOPs at every depth."
     )
     measured = any(row.measured for row in costs.rows)
-    header = ["freeze through", "parameters", "backward GFLOPs", "step", "activations MB", "gradients MB", "slots MB"]
-    header += ["s/step", "step", "CPU s", "peak MB"] if measured else []
+    header = ["freeze through", "parameters", "backward GFLOPs", "FLOPs", "bytes", "step"]
+    header += ["activations MB", "gradients MB", "slots MB"]
+    header += ["s/step", "measured", "CPU s", "peak MB"] if measured else []
     table = [[*header, ""], *(_line(costs, row, measured) for row in costs.rows)]
     lines = [head, *text_table.lines(table, numbers=range(1, len(header)))]
     lines += _measuring(costs) if measured else []
@@ -37,6 +38,8 @@ def _line(costs: DepthCosts, row: Row, measured: bool) -> list[str]:
         row.depth.name,
         f"{row.parameters:,}",
         f"{cost.backward_flops / 1e9:.2f}",
+        f"{costs.relative_flops(row):.2f}x",
+        f"{costs.relative_bytes(row):.2f}x",
         f"{costs.relative(row):.2f}x",
         *(f"{size / _MB:.1f}" for size in (cost.activation_bytes, row.gradient_bytes, row.optimizer_bytes)),
     ]
@@ -74,7 +77,7 @@ def picture(costs: DepthCosts) -> bytes:
     names = [row.depth.name for row in costs.rows]
     places = range(len(names))
     bars = {"color": _PREDICTED, "alpha": 0.6}
-    left.bar(places, [costs.relative(row) for row in costs.rows], label="predicted (FLOPs)", **bars)
+    left.bar(places, [costs.relative(row) for row in costs.rows], label="predicted", **bars)
     saved = [(row.memory_bytes - costs.full.memory_bytes) / _MB for row in costs.rows]
     right.bar(places, saved, label="predicted (activations, gradients, slots)", **bars)
     probed = [(i, row) for i, row in enumerate(costs.rows) if row.measured]
