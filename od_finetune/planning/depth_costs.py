@@ -27,7 +27,7 @@ class Row:
     parameters: int  # that train
     gradient_bytes: int
     optimizer_bytes: int  # slots and moving averages
-    configured: bool = False  # what the config says today
+    configured: str = ""  # THIS_CONFIG where the config trains the same; `this config from step N` if later
     measured: Measurement | None = None
 
     @property
@@ -47,7 +47,7 @@ class Suggestion(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class DepthCosts:
-    """Rows from nothing frozen to the deepest; the config's own plan last, unless it equals one of them."""
+    """Rows from nothing frozen to the deepest; the config's own plans last, unless they equal one of them."""
 
     rows: tuple[Row, ...]
     batch_size: int
@@ -65,7 +65,7 @@ class DepthCosts:
         step = costs.TracedStep(trainer, batch)
         memory = costs.variable_memory(trainer)
         parameters = {row.name: row.parameters for row in everything.rows}
-        wanted = set(prepared.freeze.trainable)
+        configured = _configured(prepared.freeze)
 
         def row(depth: Depth) -> Row:
             return Row(
@@ -74,12 +74,11 @@ class DepthCosts:
                 sum(parameters[name] for name in depth.trained),
                 sum(memory[name].gradient for name in depth.trained),
                 sum(memory[name].slots for name in depth.trained),
-                configured=set(depth.trained) == wanted,
+                configured=configured.pop(frozenset(depth.trained), ""),
             )
 
         rows = [row(depth) for depth in costs.depths(detector.stages(), everything.trainable)]
-        if not any(found.configured for found in rows):
-            rows.append(row(Depth(THIS_CONFIG, (THIS_CONFIG,), tuple(prepared.freeze.trainable))))
+        rows += [row(Depth(said, (said,), tuple(trained))) for trained, said in list(configured.items())]
         size = len(batch.keys), tuple(batch.images.shape[1:3])
         return cls(tuple(rows), *size, type(trainer.optimizer).__name__, step.forward_flops())
 
@@ -95,9 +94,9 @@ class DepthCosts:
             return list(self.rows)
         depths = self._cuts()
         chosen = {0, len(depths) - 1}
-        flops = np.array([row.cost.flops for row in depths], float)
-        for target in np.linspace(flops[0], flops[-1], max(count, 2)):
-            chosen.add(int(np.abs(flops - target).argmin()))
+        times = np.array([self.relative(row) for row in depths])
+        for target in np.linspace(times[0], times[-1], max(count, 2)):
+            chosen.add(int(np.abs(times - target).argmin()))
         return [row for i, row in enumerate(self.rows) if row.configured or i in chosen]
 
     def with_measurements(self, measured: dict[str, Measurement]) -> DepthCosts:
@@ -105,16 +104,25 @@ class DepthCosts:
         rows = [dataclasses.replace(row, measured=measured.get(row.depth.name)) for row in self.rows]
         return dataclasses.replace(self, rows=tuple(rows))
 
-    def relative(self, row: Row) -> float:
-        """Predicted FLOPs of a step, 1 being everything trained."""
+    def relative_flops(self, row: Row) -> float:
+        """FLOPs of a step, 1 being everything trained."""
         return row.cost.flops / self.full.cost.flops
 
+    def relative_bytes(self, row: Row) -> float:
+        """Memory that a step reads and writes, 1 being everything trained."""
+        return row.cost.moved_bytes / self.full.cost.moved_bytes
+
+    def relative(self, row: Row) -> float:
+        """Predicted time of a step, 1 being everything trained; half of that is put down to FLOPs, half to memory."""
+        return (self.relative_flops(row) + self.relative_bytes(row)) / 2
+
     def estimated(self, row: Row) -> float:
-        """Relative time of a step: as measured, between measured depths by FLOPs; FLOPs where nothing is measured."""
-        known = sorted((r.cost.flops, r.measured.relative) for r in self._cuts() if r.measured)
+        """Relative time of a step: as measured, between measured depths along the predictions; predicted where nothing
+        is measured."""
+        known = sorted((self.relative(r), r.measured.relative) for r in self._cuts() if r.measured)
         if len(known) < 2:
             return self.relative(row)
-        return float(np.interp(row.cost.flops, *zip(*known, strict=True)))
+        return float(np.interp(self.relative(row), *zip(*known, strict=True)))
 
     def suggestion(self) -> Suggestion:
         """The shallowest depth that saves most of what freezing can save."""
@@ -122,12 +130,12 @@ class DepthCosts:
         least = min(map(self.estimated, depths))
         enough = 1.0 - WORTHWHILE * (1.0 - least)
         row = next(row for row in depths if self.estimated(row) <= enough + 1e-9)
-        basis = "measured" if any(r.measured for r in self.rows) else "by predicted FLOPs"
+        basis = "measured" if any(r.measured for r in self.rows) else "predicted"
         relative = self.estimated(row)
         if row is self.full:
             return Suggestion(row.depth.name, 1.0, least, "Suggestion: none, as freezing saves nothing here.")
         text = (
-            f"Suggestion: freeze through {row.depth.name}. A step then costs {relative:.2f}x of one that trains "
+            f'Suggestion: freeze_through: "{row.depth.name}". A step then costs {relative:.2f}x of one that trains '
             f"everything ({basis}), and {row.parameters:,} of {self.full.parameters:,} parameters still train. It is "
             f"the shallowest depth with {WORTHWHILE:.0%} of the saving that there is: freezing through "
             f"{depths[-1].depth.name} costs {least:.2f}x, another {relative - least:.2f}x less. What a depth does to "
@@ -137,16 +145,17 @@ class DepthCosts:
 
     def _cuts(self) -> list[Row]:
         """The rows without that of a config that freezes in another way."""
-        return [row for row in self.rows if row.depth.name != THIS_CONFIG]
+        return [row for row in self.rows if row.depth.name != row.configured]
 
     def to_json(self) -> dict[str, Any]:
         """As JSON values: sizes in bytes, times in seconds.
 
         `forward_flops_by_layer`; `depths`: a list, each with `freeze_through` (`none`; `this config` where its plan is
-        none of the depths), `names`, `configured`, `trained_variables`, `trained_parameters`, `forward_flops`,
-        `backward_flops`, `relative` (FLOPs of a step, 1: everything trained), `activation_bytes`, `peak_bytes`,
-        `gradient_bytes`, `optimizer_bytes`, and `measured` (null, or `seconds`, `cpu_seconds`, `relative`,
-        `peak_resident_bytes`); `suggestion`.
+        none of the depths), `names`, `configured` (`this config`, `this config from step N`, or empty),
+        `trained_variables`, `trained_parameters`, `forward_flops`, `backward_flops`, `moved_bytes` (read and written by
+        all operations), `relative_flops`, `relative_bytes` and `relative` (predicted time; of a step, 1: everything
+        trained), `activation_bytes`, `peak_bytes` (most tensors alive at once), `gradient_bytes`, `optimizer_bytes`,
+        and `measured` (null, or `seconds`, `cpu_seconds`, `relative`, `peak_resident_bytes`); `suggestion`.
         """
         return {
             "batch_size": self.batch_size,
@@ -172,6 +181,8 @@ class DepthCosts:
             "trained_parameters": row.parameters,
             "forward_flops": row.cost.forward_flops,
             "backward_flops": row.cost.backward_flops,
+            "relative_flops": self.relative_flops(row),
+            "relative_bytes": self.relative_bytes(row),
             "relative": self.relative(row),
             "moved_bytes": row.cost.moved_bytes,
             "activation_bytes": row.cost.activation_bytes,
@@ -180,6 +191,15 @@ class DepthCosts:
             "optimizer_bytes": row.optimizer_bytes,
             "measured": measured,
         }
+
+
+def _configured(plan: FreezePlan) -> dict[frozenset[str], str]:
+    """What the config trains, from its first step and from later ones -> how to call it."""
+    found: dict[frozenset[str], str] = {}
+    for phase in plan.phases:
+        said = THIS_CONFIG if phase is plan.phases[0] else f"{THIS_CONFIG} from step {phase.from_step}"
+        found.setdefault(frozenset(phase.trainable), said)
+    return found
 
 
 def agreement(costs_: DepthCosts) -> Sequence[tuple[Row, float, float | None]]:

@@ -43,10 +43,10 @@ def measure(costs: DepthCosts, config: pipeline.TrainEvalPipelineConfig, count: 
     first, *rest = costs.choose(count)
     found: dict[str, probe.Measurement] = {}
     with contextlib.ExitStack() as stack:
+        logger.info("Measuring %d depths; starting %s", len(rest) + 1, first.depth.name)
         reference = stack.enter_context(_process(text, _frozen(costs, first), first.depth.name))
         for start in range(0, max(len(rest), 1), TOGETHER):
             group = rest[start : start + TOGETHER]
-            logger.info("Depths %d to %d of %d ...", start + 1, start + 1 + len(group), len(rest) + 1)
             found |= _in_turns(reference, costs, text, first, group)
     return costs.with_measurements(found)
 
@@ -62,6 +62,7 @@ def _in_turns(
             name = row.depth.name
             running[name] = stack.enter_context(_process(text, _frozen(costs, row), name))
         steps: dict[str, list[dict[str, float]]] = {name: [] for name in running}
+        logger.info("  %d steps each, in turns", STEPS)
         for _ in range(STEPS):
             for name, process in running.items():
                 steps[name].append(process.ask(_STEP))

@@ -23,8 +23,9 @@ def text(costs: DepthCosts) -> str:
         f"Its forward pass takes {full.forward_flops / 1e9:.2f} GFLOPs at every depth."
     )
     measured = any(row.measured for row in costs.rows)
-    header = ["freeze through", "parameters", "backward GFLOPs", "step", "activations MB", "gradients MB", "slots MB"]
-    header += ["s/step", "step", "CPU s", "peak MB"] if measured else []
+    header = ["freeze through", "parameters", "backward GFLOPs", "FLOPs", "bytes", "step"]
+    header += ["activations MB", "gradients MB", "slots MB"]
+    header += ["s/step", "measured", "CPU s", "peak MB"] if measured else []
     table = [[*header, ""], *(_line(costs, row, measured) for row in costs.rows)]
     lines = [head, *text_table.lines(table, numbers=range(1, len(header)))]
     lines += _measuring(costs) if measured else []
@@ -37,12 +38,14 @@ def _line(costs: DepthCosts, row: Row, measured: bool) -> list[str]:
         row.depth.name,
         f"{row.parameters:,}",
         f"{cost.backward_flops / 1e9:.2f}",
+        f"{costs.relative_flops(row):.2f}x",
+        f"{costs.relative_bytes(row):.2f}x",
         f"{costs.relative(row):.2f}x",
         *(f"{size / _MB:.1f}" for size in (cost.activation_bytes, row.gradient_bytes, row.optimizer_bytes)),
     ]
     if measured:
         line += _measured(costs, row)
-    return [*line, "<- this config" if row.configured else ""]
+    return [*line, f"<- {row.configured}" if row.configured else ""]
 
 
 def _measured(costs: DepthCosts, row: Row) -> list[str]:
@@ -74,7 +77,7 @@ def picture(costs: DepthCosts) -> bytes:
     names = [row.depth.name for row in costs.rows]
     places = range(len(names))
     bars = {"color": _PREDICTED, "alpha": 0.6}
-    left.bar(places, [costs.relative(row) for row in costs.rows], label="predicted (FLOPs)", **bars)
+    left.bar(places, [costs.relative(row) for row in costs.rows], label="predicted", **bars)
     saved = [(row.memory_bytes - costs.full.memory_bytes) / _MB for row in costs.rows]
     right.bar(places, saved, label="predicted (activations, gradients, slots)", **bars)
     probed = [(i, row) for i, row in enumerate(costs.rows) if row.measured]
@@ -86,7 +89,7 @@ def picture(costs: DepthCosts) -> bytes:
         right.plot(at, peaks, "o-", color=_MEASURED, label="measured (peak of the process)")
     left.set_title("Time of a step, 1 = everything trained")
     right.set_title("Memory against everything trained, MB")
-    marks = {costs.suggestion().name: "suggested", **{r.depth.name: "this config" for r in costs.rows if r.configured}}
+    marks = {costs.suggestion().name: "suggested", **{r.depth.name: r.configured for r in costs.rows if r.configured}}
     for axes in (left, right):
         axes.set_xticks(list(places), [f"{n} *" if n in marks else n for n in names], rotation=70, fontsize=7)
         axes.legend(fontsize=7)

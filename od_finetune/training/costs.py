@@ -2,8 +2,8 @@
 
 The step is traced once with everything trained. What is left of it where less is trained are the operations that the
 losses and the remaining gradients depend on: TensorFlow prunes a traced step the same way, and a tape that watches
-fewer variables records no others (a test compares both). One difference remains: a batch norm that is frozen runs in
-inference mode, whose forward pass is cheaper in time; neither FLOPs nor stored activations count it.
+fewer variables records no others (a test compares both). And a batch norm that is frozen runs in inference mode, where
+TensorFlow makes one operation of convolution, norm and activation: what the latter two move is not counted then.
 
 Why not `tf.compat.v1.profiler`, which tf-models-official's `try_count_flops` calls: it has no rule for the gradients of
 depthwise convolutions, counts gradients that nobody takes and knows nothing of memory; `try_count_flops` also wants a
@@ -34,6 +34,7 @@ _CONVOLUTIONS: dict[str, tuple[int | None, str]] = {
     "DepthwiseConv2dNativeBackpropFilter": (2, _FILTER_OUTPUT),
 }
 _MATRIX_PRODUCTS = frozenset({"MatMul", "BatchMatMul", "BatchMatMulV2", "BatchMatMulV3"})
+_ACTIVATIONS = frozenset({"Relu", "Relu6", "Elu", "LeakyRelu"})  # that TensorFlow fuses with a norm before them
 # Ask for a tensor's shape, not its values: with the shape known while tracing they become constants.
 _SHAPES = frozenset({"Shape", "ShapeN", "Size", "Rank"})
 
@@ -44,7 +45,7 @@ class StepCost(NamedTuple):
 
     forward_flops: int
     backward_flops: int
-    moved_bytes: int  # read and written by all operations, those of convolutions included
+    moved_bytes: int  # read and written by all operations, frozen norms and their activations left out
     activation_bytes: int  # forward tensors that the backward pass reads: what has to be kept for it
     peak_bytes: int  # most tensors alive at once, operations run one by one in the order of the graph
 
@@ -80,6 +81,7 @@ class TracedStep:
 
     def cost(self, trained: Iterable[str]) -> StepCost:
         """Of a step that trains these variables (those without a gradient cost nothing)."""
+        trained = set(trained)
         operations = self._needed(trained)
         forward = [op for op in operations if self._order[op] <= self._forward_end]
         backward = [op for op in operations if self._order[op] > self._forward_end]
@@ -87,7 +89,7 @@ class TracedStep:
         return StepCost(
             forward_flops=sum(map(flops, forward)),
             backward_flops=sum(map(flops, backward)),
-            moved_bytes=sum(map(memory.moved, operations)),
+            moved_bytes=sum(memory.moved(op) for op in operations if not self._is_fused(op, trained)),
             activation_bytes=sum(map(memory.size, kept)),
             peak_bytes=memory.peak(operations, _SHAPES),
         )
@@ -117,15 +119,32 @@ class TracedStep:
             # Not control inputs: they order side effects, such as a batch norm's update of its statistics.
         return sorted(found, key=self._order.__getitem__)
 
+    def _is_fused(self, operation: tf.Operation, trained: Collection[str]) -> bool:
+        """Whether an operation of the forward pass is a frozen norm, or the activation after one."""
+        if self._order[operation] > self._forward_end:
+            return False
+        if operation.type in _ACTIVATIONS:
+            operation = operation.inputs[0].op
+        if operation.type != "FusedBatchNormV3":
+            return False
+        affine = [self._variables.get(_origin(tensor, self._variables)) for tensor in operation.inputs[1:3]]
+        return any(affine) and not any(name in trained for name in affine)
+
     def _weights(self, operation: tf.Operation) -> str | None:
         """The variable that a convolution or matrix product applies."""
         for tensor in reversed(operation.inputs):
-            source = tensor.op
-            while source not in self._variables and len(source.inputs) == 1:
-                source = source.inputs[0].op
+            source = _origin(tensor, self._variables)
             if source in self._variables:
                 return self._variables[source]
         return None
+
+
+def _origin(tensor: tf.Tensor, stop: Collection[tf.Operation]) -> tf.Operation:
+    """What a tensor comes from through operations of one input, such as the reading of a variable."""
+    source = tensor.op
+    while source not in stop and len(source.inputs) == 1:
+        source = source.inputs[0].op
+    return source
 
 
 def flops(operation: tf.Operation) -> int:

@@ -16,11 +16,11 @@ from od_finetune.training.probe import Measurement
 FORWARD = 100
 
 
-def make_row(name: str, backward: int, configured: bool = False, seconds: float | None = None) -> Row:
+def make_row(name: str, backward: int, configured: str = "", seconds: float | None = None) -> Row:
     measured = None
     if seconds:
         measured = Measurement((seconds,) * 3, (2 * seconds,) * 3, int(1e9 + 1e6 * backward), (2.0,) * 3)
-    cost = StepCost(FORWARD, backward, 10**6, backward * 10**6, 2 * backward * 10**6)
+    cost = StepCost(FORWARD, backward, 2 * (FORWARD + backward), backward * 10**6, 2 * backward * 10**6)
     return Row(Depth(name, (name,), tuple(map(str, range(backward)))), cost, backward, 7, 9, configured, measured)
 
 
@@ -30,14 +30,15 @@ def make(*rows: Row) -> DepthCosts:
 
 @pytest.fixture
 def costs() -> DepthCosts:
-    return make(*(make_row(f"d{i}" if i else "none", 200 - 40 * i, configured=i == 1) for i in range(6)))
+    names = ["none", "d1", "d2", "d3", "d4", "d5"]
+    return make(*(make_row(n, 200 - 40 * i, THIS_CONFIG if n == "d1" else "") for i, n in enumerate(names)))
 
 
 def test_the_shallowest_depth_with_most_of_the_saving_is_suggested(costs):
     found = costs.suggestion()  # steps cost 300, 260, 220, 180, 140, 100
     assert found.name == "d4" and found.least == pytest.approx(1 / 3)
     assert found.relative == pytest.approx(140 / 300)
-    assert "freeze through d4. A step then costs 0.47x" in found.text and "by predicted FLOPs" in found.text
+    assert 'freeze_through: "d4". A step then costs 0.47x' in found.text and "(predicted)" in found.text
 
 
 def test_measurements_overrule_predictions(costs):
@@ -45,7 +46,7 @@ def test_measurements_overrule_predictions(costs):
     measured = {name: Measurement((s,), (s,), 10**9, (1.0,)) for name, s in seconds.items()}
     found = costs.with_measurements(measured)
     assert found.estimated(found.rows[2]) == pytest.approx(0.3)
-    assert found.estimated(found.rows[1]) == pytest.approx(0.65)  # halfway by FLOPs
+    assert found.estimated(found.rows[1]) == pytest.approx(0.65)  # halfway by prediction
     assert found.suggestion().name == "d2" and "(measured)" in found.suggestion().text
     assert [row.depth.name for row, _, _ in agreement(found)] == ["none", "d2", "d5"]
     assert agreement(found)[1][1] == pytest.approx(220 / 300 / 0.3)
@@ -60,7 +61,7 @@ def test_ends_and_the_configs_own_depth_are_always_measured(costs):
     assert [row.depth.name for row in costs.choose(2)] == ["none", "d1", "d5"]
     assert [row.depth.name for row in costs.choose(3)] == ["none", "d1", "d2", "d5"]
     assert costs.choose(None) == list(costs.rows)
-    own = make(*costs.rows[:2], make_row(THIS_CONFIG, 77, configured=True))
+    own = make(*costs.rows[:2], make_row(THIS_CONFIG, 77, configured=THIS_CONFIG))
     assert [row.depth.name for row in own.choose(2)] == ["none", "d1", THIS_CONFIG]
     assert own.suggestion().name != THIS_CONFIG
 
@@ -69,18 +70,19 @@ def test_the_table_and_the_json_say_the_same(costs):
     said = report.text(costs)
     assert "one step of 2 images of 30x40, optimiser Momentum" in said
     line = next(line for line in said.splitlines() if line.startswith("d1 "))
-    assert line.split()[:5] == ["d1", "160", "0.00", "0.87x", "160.0"] and line.endswith("<- this config")
+    assert line.split()[:7] == ["d1", "160", "0.00", "0.87x", "0.87x", "0.87x", "160.0"]
+    assert line.endswith("<- this config")
     plain = json.loads(json.dumps(costs.to_json()))
-    assert plain["depths"][1]["freeze_through"] == "d1" and plain["depths"][1]["configured"]
+    assert plain["depths"][1]["freeze_through"] == "d1" and plain["depths"][1]["configured"] == THIS_CONFIG
     assert plain["depths"][1]["relative"] == pytest.approx(260 / 300)
     assert plain["depths"][1]["measured"] is None
     assert plain["suggestion"]["name"] == "d4"
 
 
 def test_the_table_of_measured_depths():
-    costs = make(make_row("none", 200, seconds=2.0), make_row("d1", 100), make_row("d2", 0, True, seconds=0.5))
+    costs = make(make_row("none", 200, seconds=2.0), make_row("d1", 100), make_row("d2", 0, THIS_CONFIG, seconds=0.5))
     said = report.text(costs)
-    assert next(line for line in said.splitlines() if line.startswith("d2 ")).split()[7:11] == [
+    assert next(line for line in said.splitlines() if line.startswith("d2 ")).split()[9:13] == [
         "0.500", "0.25x", "1.00", "1000",
     ]  # fmt: skip
     assert "Predicted / measured: d2: time 1.33, memory saved 2.00." in said

@@ -63,6 +63,17 @@ def test_backward_flops_follow_what_is_trained(step, trained, backward):
     assert cost.flops == cost.forward_flops + backward
 
 
+def test_frozen_norms_and_their_activations_move_nothing_of_their_own(step):
+    head = [name for name in step.gradients if name.startswith("BoxPredictor")]
+    everything = sum(memory.moved(operation) for operation in step._needed(head))
+    # Norm and activation read and write a tensor each, the norm eight vectors besides.
+    tensors = 2 * 8 * 8 * 4 * 4 + 2 * 4 * 4 * 4 * 4
+    assert everything - step.cost(head).moved_bytes == 4 * tensors + 2 * 8 * (4 * 4)
+    partly = [*head, "FeatureExtractor/Conv_0/BatchNorm/beta"]
+    kept = sum(memory.moved(operation) for operation in step._needed(partly)) - step.cost(partly).moved_bytes
+    assert kept == 4 * (2 * 4 * 4 * 4 * 4) + 8 * (4 * 4)  # a norm of which the offset trains counts
+
+
 def assert_depth_is_as_traced(make, batch, step, stages, depth):
     """A step traced with less trained, against what is left of the one with everything trained."""
     frozen = [name for stage in stages for name in stage.variables if name not in depth.trained]
