@@ -414,6 +414,9 @@ def test_published_configs_can_be_linted(shared):
         "tf1/ssd_mobilenet_v2_coco.config",
         "tf1/ssdlite_mobilenet_v2_coco.config",
         "tf2/ssd_mobilenet_v2_320x320_coco17_tpu-8.config",
+        "tf1/ssd_mobilenet_v1_fpn_shared_box_predictor_640x640_coco14_sync.config",
+        "tf2/ssd_mobilenet_v1_fpn_640x640_coco17_tpu-8.config",
+        "tf2/ssd_mobilenet_v2_fpnlite_320x320_coco17_tpu-8.config",
     ],
 )
 def test_mobilenet_ssd_configs_lack_nothing_but_files(shared, name):

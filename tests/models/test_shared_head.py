@@ -58,6 +58,14 @@ def test_depthwise_weights_of_the_class_predictor_fit_any_number_of_classes():
         "pointwise_weights", "biases"]  # fmt: skip
 
 
+def test_class_layout_is_that_of_the_predictors_last_axis():
+    module = head()
+    module(maps(5, 5))
+    described = {name: module.class_layout(name) for name in named_variables(module) if module.class_layout(name)}
+    assert list(described) == [f"{SCOPE}/ClassPredictor/weights", f"{SCOPE}/ClassPredictor/biases"]
+    assert {(layout.groups, layout.slots) for layout in described.values()} == {(2, 3)}
+
+
 def test_maps_of_other_widths_are_projected():
     module = SharedHead(OPTIONS, [2, 2, 2], class_slots=3)
     module([*maps(5, 7), tf.zeros([2, 1, 1, 7])])
