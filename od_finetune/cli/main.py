@@ -19,6 +19,7 @@ COMMANDS = {
     "lint": "check a pipeline.config",
     "export": "write a frozen graph and a SavedModel from a checkpoint",
     "detect": "run an exported detector on image files",
+    "zoo": "list and download published checkpoints",
 }
 
 
