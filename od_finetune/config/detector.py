@@ -137,6 +137,7 @@ def head_options(proto: box_predictor_pb2.BoxPredictor, freeze_batchnorm: bool) 
         min_depth=predictor.min_depth,
         max_depth=predictor.max_depth,
         dropout_keep_probability=predictor.dropout_keep_probability if predictor.use_dropout else 1.0,
+        use_dropout=predictor.use_dropout,
         apply_sigmoid_to_scores=predictor.apply_sigmoid_to_scores,
         class_prediction_bias_init=predictor.class_prediction_bias_init,
         use_depthwise=predictor.use_depthwise,

@@ -27,6 +27,7 @@ class Row(NamedTuple):
     keras: bool  # a type of the OD API's TF2 half
     backbone_rules: Rules  # canonical -> TF2 name
     tf2_scope: str  # in front of the neck's TF2 names
+    tf2_neck: str  # the attribute that holds the neck in TF2 checkpoints
 
 
 class Extractor(NamedTuple):
@@ -50,6 +51,7 @@ def _mobilenet_v1(keras: bool) -> Row:
         keras=keras,
         backbone_rules=mobilenet_v1.TF2_RULES,
         tf2_scope="ssd_mobile_net_v1_keras_feature_extractor",
+        tf2_neck="_feature_map_generator",
     )
 
 
@@ -63,6 +65,7 @@ def _mobilenet_v2(keras: bool) -> Row:
         keras=keras,
         backbone_rules=mobilenet_v2.TF2_RULES,
         tf2_scope="ssd_mobile_net_v2_keras_feature_extractor",
+        tf2_neck="feature_map_generator",
     )
 
 
@@ -113,7 +116,12 @@ def build_extractor(proto: ssd_pb2.SsdFeatureExtractor, freeze_batchnorm: bool =
     return Extractor(
         backbone=row.backbone(row.scope, base, levels, **shared),
         neck=multires.MultiResolutionFeatureMaps(
-            row.scope, hyperparams, layout, use_depthwise=proto.use_depthwise, **shared
+            row.scope,
+            hyperparams,
+            layout,
+            use_depthwise=proto.use_depthwise,
+            tf2_attribute=row.tf2_neck,
+            **shared,
         ),
         num_maps=len(layout),
         pad_to_multiple=proto.pad_to_multiple,
