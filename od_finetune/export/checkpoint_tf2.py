@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
 from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from od_finetune import object_keys
+from od_finetune.export.checkpoint_tf1 import save_tensors
 from od_finetune.fields import Detector, ObjectTree
 
 DIRECTORY, PREFIX = "checkpoint", "ckpt-0"
@@ -38,12 +38,12 @@ def write(detector: Detector, directory: Path) -> None:
         {object_keys.MODEL: detector.tf2_objects(), _SAVE_COUNTER: _SAVE_COUNTER},
         {**detector.tf2_names(), _SAVE_COUNTER: _SAVE_COUNTER},
     )
-    missing = variables.keys() - keys.keys()
-    assert not missing, f"tf2_objects lacks {sorted(missing)}"
+    if missing := variables.keys() - keys.keys():
+        raise RuntimeError(f"tf2_objects of the detector lacks {sorted(missing)}")
     values = {key: np.int64(0) if name == _SAVE_COUNTER else variables[name] for name, key in keys.items()}
     folder = directory / DIRECTORY
     folder.mkdir()
-    save(folder / PREFIX, {**values, _GRAPH_KEY: graph.SerializeToString()})
+    save_tensors(folder / PREFIX, {**values, _GRAPH_KEY: graph.SerializeToString()})
 
 
 def object_graph(root: ObjectTree, full_names: Mapping[str, str]) -> tuple[Graph, dict[str, str]]:
@@ -91,16 +91,3 @@ def _mark_values(graph: Graph) -> None:
             waiting += parents[number]
     for number, node in enumerate(graph.nodes):
         node.has_checkpoint_values.value = number in marked
-
-
-def save(prefix: Path, tensors: Mapping[str, object]) -> None:
-    """Writes a checkpoint of just these tensors by key, and a state file beside it with a relative path."""
-    tf.raw_ops.SaveV2(
-        prefix=str(prefix),
-        tensor_names=list(tensors),
-        shape_and_slices=[""] * len(tensors),
-        tensors=[tf.convert_to_tensor(value) for value in tensors.values()],
-    )
-    (prefix.parent / "checkpoint").write_text(
-        f'model_checkpoint_path: "{prefix.name}"\nall_model_checkpoint_paths: "{prefix.name}"\n', encoding="utf-8"
-    )
