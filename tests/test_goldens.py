@@ -29,12 +29,16 @@ GOLDENS = (
     "tf1_ssd_mobilenet_v1_coco",
     "tf1_ssd_mobilenet_v1_focal_loss_pets",
     "tf1_ssd_mobilenet_v1_focal_loss_pets_inference",
+    "tf1_ssd_mobilenet_v1_fpn_shared_box_predictor_640x640_coco14_sync",
     "tf1_ssd_mobilenet_v1_pets",
     "tf1_ssd_mobilenet_v2_coco",
+    "tf1_ssd_mobilenet_v2_fpnlite_quantized_shared_box_predictor_256x256_depthmultiplier_75_coco14_sync",
     "tf1_ssd_mobilenet_v2_quantized_300x300_coco",
     "tf1_ssd_mobilenet_v2_fullyconv_coco",
     "tf1_ssdlite_mobilenet_v2_coco",
+    "tf2_ssd_mobilenet_v1_fpn_640x640_coco17_tpu-8",
     "tf2_ssd_mobilenet_v2_320x320_coco17_tpu-8",
+    "tf2_ssd_mobilenet_v2_fpnlite_320x320_coco17_tpu-8",
 )
 BOXES = [[0.1, 0.15, 0.55, 0.6], [0.4, 0.5, 0.9, 0.95], [0.05, 0.7, 0.25, 0.85]]
 
@@ -101,8 +105,9 @@ def run_golden(reference: Path, folder: str) -> tuple[SSD, Run]:
     ssd.loss.localization_loss.weighted_l2.SetInParent()
     ssd.loss.classification_loss.weighted_sigmoid.SetInParent()
     ssd.matcher.bipartite_matcher.SetInParent()
-    ssd.box_predictor.convolutional_box_predictor.class_prediction_bias_init = 0.0
-    for part in (ssd.feature_extractor, ssd.box_predictor.convolutional_box_predictor):
+    predictor = getattr(ssd.box_predictor, ssd.box_predictor.WhichOneof("box_predictor_oneof"))
+    predictor.class_prediction_bias_init = 0.0
+    for part in (ssd.feature_extractor, predictor):
         for field in ("initializer", "regularizer"):
             part.conv_hyperparams.ClearField(field)
         part.conv_hyperparams.batch_norm.train = True
@@ -124,7 +129,12 @@ def test_every_golden_of_these_extractors_is_listed(shared):
     assert set(GOLDENS) == expected
 
 
-@pytest.mark.parametrize("folder", GOLDENS)
+def golden_parameters() -> list[Any]:
+    """The large images take a quarter of a minute each."""
+    return [pytest.param(folder, marks=[pytest.mark.slow] if "640x640" in folder else []) for folder in GOLDENS]
+
+
+@pytest.mark.parametrize("folder", golden_parameters())
 def test_golden(shared, folder):
     reference = shared / "reference"
     golden = reference / "goldens" / folder

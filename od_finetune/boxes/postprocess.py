@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from od_finetune.boxes.coders import BoxCoder
 from od_finetune.boxes.nms import MulticlassNms
-from od_finetune.boxes.scores import ScoreConverter
+from od_finetune.boxes.scores import Converter
 from od_finetune.fields import Detections
 
 
@@ -16,7 +16,7 @@ class Postprocessor(NamedTuple):
     """Built from the `post_processing` message of a config."""
 
     nms: MulticlassNms
-    convert_scores: ScoreConverter
+    convert_scores: Converter
 
     def __call__(self, box_encodings: tf.Tensor, class_logits: tf.Tensor, anchors: tf.Tensor, coder: BoxCoder,
                  clip_window: tf.Tensor | None = None, has_background: bool = True) -> Detections:

@@ -239,9 +239,11 @@ def _expected_weights(config: Message) -> sampling.ExpectedSampling | None:
     return kinds[config.expected_loss_weights](config.desired_negative_sampling_ratio, config.min_num_negative_samples)
 
 
-def build_postprocess(config: Message) -> Postprocessor:
-    """`PostProcessing` message -> postprocessor."""
-    return Postprocessor(build_nms(config.batch_non_max_suppression), build_score_converter(config))
+def build_postprocess(config: Message, sigmoid_first: bool = False) -> Postprocessor:
+    """`PostProcessing` message -> postprocessor. `sigmoid_first`: scores go through a sigmoid before its converter."""
+    converter = build_score_converter(config)
+    convert = (lambda logits: converter(scores.sigmoid_scores(logits))) if sigmoid_first else converter
+    return Postprocessor(build_nms(config.batch_non_max_suppression), convert)
 
 
 def build_nms(config: Message) -> nms.MulticlassNms:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from od_finetune.config import heads
 from od_finetune.config.boxes import (
     build_anchor_generator,
     build_loss_options,
@@ -12,12 +13,10 @@ from od_finetune.config.boxes import (
     unmatched_class_target,
 )
 from od_finetune.config.extractors import build_extractor
-from od_finetune.config.hyperparams import build_hyperparams
 from od_finetune.errors import UserError
 from od_finetune.models import image_resizers
 from od_finetune.models.detectors.ssd import SSD, Boxes, Network
-from od_finetune.models.heads import dense
-from od_finetune.protos import box_predictor_pb2, image_resizer_pb2, model_pb2, ssd_pb2
+from od_finetune.protos import image_resizer_pb2, model_pb2, ssd_pb2
 
 
 def build_detector(model: model_pb2.DetectionModel) -> SSD:
@@ -34,10 +33,11 @@ def build_detector(model: model_pb2.DetectionModel) -> SSD:
         raise UserError(f"model.ssd.num_classes: found {ssd.num_classes}, expected at least 1")
     boxes = _build_boxes(ssd)
     network, multiple = build_network(ssd, boxes.anchors.num_anchors_per_location())
-    code_size, expected = ssd.box_predictor.convolutional_box_predictor.box_code_size, boxes.assigner.coder.code_size
+    kind = heads.kind_of(ssd.box_predictor)
+    code_size, expected = getattr(ssd.box_predictor, kind).box_code_size, boxes.assigner.coder.code_size
     if code_size != expected:
         raise UserError(
-            f"model.ssd.box_predictor.convolutional_box_predictor.box_code_size: found {code_size}, expected "
+            f"model.ssd.box_predictor.{kind}.box_code_size: found {code_size}, expected "
             f"{expected}, the size of {ssd.box_coder.WhichOneof('box_coder_oneof')}'s codes"
         )
     return SSD(network, boxes, build_resizer(ssd.image_resizer), ssd.num_classes, multiple)
@@ -49,7 +49,7 @@ def _build_boxes(ssd: ssd_pb2.Ssd) -> Boxes:
         assigner=build_target_assigner(ssd),
         losses=build_losses(ssd.loss),
         loss_options=build_loss_options(ssd),
-        postprocessor=build_postprocess(ssd.post_processing),
+        postprocessor=build_postprocess(ssd.post_processing, heads.converts_scores(ssd.box_predictor)),
         unmatched_class_target=unmatched_class_target(ssd),
         detects_background=has_background(ssd),
     )
@@ -100,46 +100,37 @@ def _keep_aspect_ratio(
 
 def build_network(ssd: ssd_pb2.Ssd, anchors_per_location: list[int]) -> tuple[Network, int]:
     """Backbone, neck and head of an SSD, and the multiple its input is padded to."""
+    _check_levels(ssd)
     extractor = build_extractor(ssd.feature_extractor, ssd.freeze_batchnorm)
     if len(anchors_per_location) != extractor.num_maps:
         raise UserError(
             f"model.ssd: the anchor generator makes anchors for {len(anchors_per_location)} feature maps, "
-            f"but {ssd.feature_extractor.type} has {extractor.num_maps} (feature_extractor.num_layers)"
+            f"but {ssd.feature_extractor.type} has {extractor.num_maps} "
+            "(feature_extractor.num_layers, or the levels of its fpn)"
         )
     class_slots = ssd.num_classes + (1 if ssd.add_background_class else 0)
-    options = head_options(ssd.box_predictor, ssd.freeze_batchnorm)
+    head, head_rules = heads.build_head(
+        ssd.box_predictor, anchors_per_location, class_slots, ssd.freeze_batchnorm, extractor.keras
+    )
     network = Network(
         backbone=extractor.backbone,
         neck=extractor.neck,
-        head=dense.ConvolutionalHead(options, anchors_per_location, class_slots),
+        head=head,
         backbone_rules=extractor.backbone_rules,
         neck_rules=extractor.neck_rules,
-        head_rules=dense.TF2_RULES,
+        head_rules=head_rules,
     )
     return network, extractor.pad_to_multiple
 
 
-def head_options(proto: box_predictor_pb2.BoxPredictor, freeze_batchnorm: bool) -> dense.ConvolutionalHeadOptions:
-    """The options of a convolutional_box_predictor."""
-    kind = proto.WhichOneof("box_predictor_oneof")
-    if kind != "convolutional_box_predictor":
-        raise UserError(f"model.ssd.box_predictor: found {kind}, expected convolutional_box_predictor")
-    predictor = proto.convolutional_box_predictor
-    hyperparams = build_hyperparams(
-        predictor.conv_hyperparams, "model.ssd.box_predictor.convolutional_box_predictor.conv_hyperparams"
-    )
-    clip = predictor.box_encodings_clip_range
-    return dense.ConvolutionalHeadOptions(
-        hyperparams=hyperparams.frozen_batchnorm() if freeze_batchnorm else hyperparams,
-        kernel_size=predictor.kernel_size,
-        box_code_size=predictor.box_code_size,
-        num_layers_before_predictor=predictor.num_layers_before_predictor,
-        min_depth=predictor.min_depth,
-        max_depth=predictor.max_depth,
-        dropout_keep_probability=predictor.dropout_keep_probability if predictor.use_dropout else 1.0,
-        use_dropout=predictor.use_dropout,
-        apply_sigmoid_to_scores=predictor.apply_sigmoid_to_scores,
-        class_prediction_bias_init=predictor.class_prediction_bias_init,
-        use_depthwise=predictor.use_depthwise,
-        box_encodings_clip_range=(clip.min, clip.max) if predictor.HasField("box_encodings_clip_range") else None,
-    )
+def _check_levels(ssd: ssd_pb2.Ssd) -> None:
+    """As many anchors of other levels would go unnoticed, and be of another size than what the maps can see."""
+    if ssd.anchor_generator.WhichOneof("anchor_generator_oneof") != "multiscale_anchor_generator":
+        return
+    pyramid, anchors = ssd.feature_extractor.fpn, ssd.anchor_generator.multiscale_anchor_generator
+    found, expected = (anchors.min_level, anchors.max_level), (pyramid.min_level, pyramid.max_level)
+    if ssd.feature_extractor.WhichOneof("feature_pyramid_oneof") == "fpn" and found != expected:
+        raise UserError(
+            f"model.ssd.anchor_generator.multiscale_anchor_generator: found min_level {found[0]} and max_level "
+            f"{found[1]}, expected {expected[0]} and {expected[1]} as in feature_extractor.fpn"
+        )

@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from od_finetune.config import necks
 from od_finetune.config.hyperparams import build_hyperparams
 from od_finetune.errors import UserError
 from od_finetune.models.backbones import mobilenet_v1, mobilenet_v2
 from od_finetune.models.layers import ConvHyperparams
-from od_finetune.models.necks import multires
 from od_finetune.names import Rules, nearest
 from od_finetune.protos import ssd_pb2
+
+
+class Family(NamedTuple):
+    """A backbone, whatever neck is on it."""
+
+    backbone: Callable[..., tf.Module]  # (scope, hyperparams, levels, depth_multiplier, min_depth, explicit_padding)
+    scope: str
+    override: Callable[[ConvHyperparams, bool], ConvHyperparams]  # (the config's hyperparams, keras)
+    backbone_rules: Rules  # canonical -> TF2 name
+    last_layer: int  # its number, from which names of layers count on
 
 
 class Row(NamedTuple):
     """One feature extractor type."""
 
-    backbone: Callable[..., tf.Module]  # (scope, hyperparams, levels, depth_multiplier, min_depth, explicit_padding)
-    scope: str
-    levels: tuple[str, ...]  # of the backbone, finest first
+    family: Family
     defaults: ConvHyperparams  # of the backbone, unless the config overrides them
-    override: Callable[[ConvHyperparams, bool], ConvHyperparams]  # (the config's hyperparams, keras)
     keras: bool  # a type of the OD API's TF2 half
-    backbone_rules: Rules  # canonical -> TF2 name
+    neck: Callable[[ssd_pb2.SsdFeatureExtractor, necks.NeckSource, ConvHyperparams], necks.Neck]
+    levels: tuple[str, ...]  # of the backbone, those the neck may take, finest first
     tf2_scope: str  # in front of the neck's TF2 names
-    tf2_neck: str  # the attribute that holds the neck in TF2 checkpoints
+    tf2_neck: str  # see necks.NeckSource
+    tf2_lists: tuple[str, ...] = ()  # see necks.NeckSource
+    lite: dict[str, Any] = {}  # further arguments of the backbone where use_depthwise is set
 
 
 class Extractor(NamedTuple):
@@ -39,41 +49,77 @@ class Extractor(NamedTuple):
     pad_to_multiple: int
     backbone_rules: Rules
     neck_rules: Rules
+    keras: bool
+
+
+MOBILENET_V1 = Family(
+    backbone=mobilenet_v1.MobilenetV1,
+    scope="FeatureExtractor/MobilenetV1",
+    override=mobilenet_v1.override,
+    backbone_rules=mobilenet_v1.TF2_RULES,
+    last_layer=13,
+)
+MOBILENET_V2 = Family(
+    backbone=mobilenet_v2.MobilenetV2,
+    scope="FeatureExtractor/MobilenetV2",
+    override=mobilenet_v2.override,
+    backbone_rules=mobilenet_v2.TF2_RULES,
+    last_layer=19,
+)
 
 
 def _mobilenet_v1(keras: bool) -> Row:
     return Row(
-        backbone=mobilenet_v1.MobilenetV1,
-        scope="FeatureExtractor/MobilenetV1",
-        levels=("Conv2d_11_pointwise", "Conv2d_13_pointwise"),
+        family=MOBILENET_V1,
         defaults=mobilenet_v1.DEFAULTS,
-        override=mobilenet_v1.override,
         keras=keras,
-        backbone_rules=mobilenet_v1.TF2_RULES,
+        neck=necks.build_multires,
+        levels=("Conv2d_11_pointwise", "Conv2d_13_pointwise"),
         tf2_scope="ssd_mobile_net_v1_keras_feature_extractor",
         tf2_neck="_feature_map_generator",
     )
 
 
+def _mobilenet_v1_fpn(keras: bool) -> Row:
+    return _mobilenet_v1(keras)._replace(
+        neck=necks.build_fpn,
+        levels=("Conv2d_3_pointwise", "Conv2d_5_pointwise", "Conv2d_11_pointwise", "Conv2d_13_pointwise"),
+        tf2_scope="ssd_mobile_net_v1_fpn_keras_feature_extractor",
+    )
+
+
 def _mobilenet_v2(keras: bool) -> Row:
     return Row(
-        backbone=mobilenet_v2.MobilenetV2,
-        scope="FeatureExtractor/MobilenetV2",
-        levels=("layer_15/expansion_output", "layer_19"),
+        family=MOBILENET_V2,
         defaults=mobilenet_v2.KERAS_DEFAULTS if keras else mobilenet_v2.DEFAULTS,
-        override=mobilenet_v2.override,
         keras=keras,
-        backbone_rules=mobilenet_v2.TF2_RULES,
+        neck=necks.build_multires,
+        levels=("layer_15/expansion_output", "layer_19"),
         tf2_scope="ssd_mobile_net_v2_keras_feature_extractor",
         tf2_neck="feature_map_generator",
+    )
+
+
+def _mobilenet_v2_fpn(keras: bool) -> Row:
+    return _mobilenet_v2(keras)._replace(
+        neck=necks.build_fpn,
+        levels=("layer_4", "layer_7", "layer_14", "layer_19"),
+        tf2_scope="ssd_mobile_net_v2_fpn_keras_feature_extractor",
+        # TF1's FPNLite has a narrow last convolution; TF2 leaves it as it is.
+        lite={} if keras else {"last_filters": 256},
+        tf2_lists=("_conv_defs",),
     )
 
 
 TABLE: dict[str, Row] = {
     "ssd_mobilenet_v1": _mobilenet_v1(keras=False),
     "ssd_mobilenet_v1_keras": _mobilenet_v1(keras=True),
+    "ssd_mobilenet_v1_fpn": _mobilenet_v1_fpn(keras=False),
+    "ssd_mobilenet_v1_fpn_keras": _mobilenet_v1_fpn(keras=True),
     "ssd_mobilenet_v2": _mobilenet_v2(keras=False),
     "ssd_mobilenet_v2_keras": _mobilenet_v2(keras=True),
+    "ssd_mobilenet_v2_fpn": _mobilenet_v2_fpn(keras=False),
+    "ssd_mobilenet_v2_fpn_keras": _mobilenet_v2_fpn(keras=True),
 }
 
 
@@ -90,41 +136,27 @@ def build_extractor(proto: ssd_pb2.SsdFeatureExtractor, freeze_batchnorm: bool =
             f"model.ssd.feature_extractor.type: found {proto.type!r}, expected one of {', '.join(sorted(TABLE))}; "
             f"the nearest: {', '.join(like)}"
         )
-    if proto.WhichOneof("feature_pyramid_oneof"):
-        raise UserError(
-            f"model.ssd.feature_extractor.{proto.WhichOneof('feature_pyramid_oneof')}: {proto.type} has no feature "
-            "pyramid; remove the field or choose another type"
-        )
-    layout = (*(multires.FeatureMap(level=level) for level in row.levels), *multires.SSD_EXTRA_MAPS)
-    if not 1 <= proto.num_layers <= len(layout):
-        raise UserError(
-            f"model.ssd.feature_extractor.num_layers: found {proto.num_layers}, expected 1 to {len(layout)}"
-        )
-    layout = layout[: proto.num_layers]
+    family = row.family
     hyperparams = build_hyperparams(proto.conv_hyperparams, "model.ssd.feature_extractor.conv_hyperparams")
     overridden = proto.override_base_feature_extractor_hyperparams
-    base = row.override(hyperparams, row.keras) if overridden else row.defaults
+    base = family.override(hyperparams, row.keras) if overridden else row.defaults
+    # In TF2 the config says nothing about the 1x1 half of a separable convolution.
+    hyperparams = hyperparams._replace(plain_pointwise=row.keras)
     if freeze_batchnorm:
         base, hyperparams = base.frozen_batchnorm(), hyperparams.frozen_batchnorm()
-    shared = dict(
+    source = necks.NeckSource(
+        family.scope, row.levels, row.tf2_scope, row.tf2_neck, row.tf2_lists, row.keras, family.last_layer
+    )
+    neck = row.neck(proto, source, hyperparams)
+    backbone = family.backbone(
+        family.scope,
+        base,
+        neck.levels,
         depth_multiplier=proto.depth_multiplier,
         min_depth=proto.min_depth,
         explicit_padding=proto.use_explicit_padding,
+        **(row.lite if proto.use_depthwise else {}),
     )
-    levels = tuple(entry.level for entry in layout if entry.level)
-    neck_rules = [(pattern, f"{row.tf2_scope}/{replacement}") for pattern, replacement in multires.TF2_RULES]
     return Extractor(
-        backbone=row.backbone(row.scope, base, levels, **shared),
-        neck=multires.MultiResolutionFeatureMaps(
-            row.scope,
-            hyperparams,
-            layout,
-            use_depthwise=proto.use_depthwise,
-            tf2_attribute=row.tf2_neck,
-            **shared,
-        ),
-        num_maps=len(layout),
-        pad_to_multiple=proto.pad_to_multiple,
-        backbone_rules=row.backbone_rules,
-        neck_rules=neck_rules,
+        backbone, neck.module, neck.num_maps, proto.pad_to_multiple, family.backbone_rules, neck.rules, row.keras
     )

@@ -38,10 +38,14 @@ HONOURED: dict[str, str] = {
     "normalize_loss_by_num_matches normalize_loc_loss_by_codesize loss freeze_batchnorm add_background_class "
     "explicit_background_class",
     "SsdFeatureExtractor": "type depth_multiplier min_depth conv_hyperparams "
-    "override_base_feature_extractor_hyperparams pad_to_multiple use_explicit_padding use_depthwise num_layers",
-    "BoxPredictor": "convolutional_box_predictor",
+    "override_base_feature_extractor_hyperparams pad_to_multiple use_explicit_padding use_depthwise num_layers "
+    "fpn",
+    "FeaturePyramidNetworks": ALL,
+    "BoxPredictor": "convolutional_box_predictor weight_shared_convolutional_box_predictor",
     "ConvolutionalBoxPredictor": ALL,
     "ConvolutionalBoxPredictor.BoxEncodingsClipRange": ALL,
+    "WeightSharedConvolutionalBoxPredictor": ALL,
+    "WeightSharedConvolutionalBoxPredictor.BoxEncodingsClipRange": ALL,
     # Layers
     "Hyperparams": ALL,
     "Regularizer": ALL,
@@ -252,12 +256,9 @@ UNHONOURED: dict[str, str] = {
     "DetectionModel": "faster_rcnn experimental_model center_net",
     "Ssd": "use_confidences_as_targets implicit_example_weight mask_head_config",
     "Ssd.MaskHead": ALL,
-    "SsdFeatureExtractor": "fpn bifpn replace_preprocessor_with_placeholder spaghettinet_arch_name",
-    "FeaturePyramidNetworks": ALL,
+    "SsdFeatureExtractor": "bifpn replace_preprocessor_with_placeholder spaghettinet_arch_name",
     "BidirectionalFeaturePyramidNetworks": ALL,
-    "BoxPredictor": "mask_rcnn_box_predictor rfcn_box_predictor weight_shared_convolutional_box_predictor",
-    "WeightSharedConvolutionalBoxPredictor": ALL,
-    "WeightSharedConvolutionalBoxPredictor.BoxEncodingsClipRange": ALL,
+    "BoxPredictor": "mask_rcnn_box_predictor rfcn_box_predictor",
     "MaskRCNNBoxPredictor": ALL,
     "RfcnBoxPredictor": ALL,
     "Loss.EqualizationLoss": "weight",

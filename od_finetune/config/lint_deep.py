@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 
-from od_finetune.config import boxes, detector, evaluation, extractors, lint_files, restore, training, walk
+from od_finetune.config import boxes, detector, evaluation, extractors, heads, lint_files, restore, training, walk
 from od_finetune.config.augmentation import TABLE, build_augmentation
 from od_finetune.config.datasets import check_reader
 from od_finetune.config.finding import ERROR, Finding
@@ -59,7 +59,7 @@ def _model(ssd: ssd_pb2.Ssd) -> Iterator[Build]:
     yield f"{at}.box_coder", partial(boxes.build_box_coder, ssd.box_coder)
     yield f"{at}.matcher", partial(boxes.build_matcher, ssd.matcher)
     yield f"{at}.similarity_calculator", partial(boxes.build_similarity, ssd.similarity_calculator)
-    yield f"{at}.box_predictor", partial(detector.head_options, ssd.box_predictor, ssd.freeze_batchnorm)
+    yield f"{at}.box_predictor", partial(heads.head_options, ssd.box_predictor, ssd.freeze_batchnorm)
     yield f"{at}.anchor_generator", partial(boxes.build_anchor_generator, ssd.anchor_generator)
     loss = ssd.loss
     yield f"{at}.loss.localization_loss", partial(boxes.build_localization_loss, loss.localization_loss)

@@ -63,6 +63,7 @@ class ConvHyperparams(NamedTuple):
     activation: str = "relu"  # a key of ACTIVATIONS
     norm: BatchNorm | GroupNorm | None = None
     force_use_bias: bool = False
+    plain_pointwise: bool = False  # the 1x1 half of separable convolutions: Glorot's initialiser, no regulariser
 
     def frozen_batchnorm(self) -> ConvHyperparams:
         """The same with batch norm that always uses its moving statistics."""
@@ -119,6 +120,7 @@ class ConvUnit(tf.Module):
       kernel_size, stride: of the (square) window.
       explicit_padding: pad by the kernel's size first, whatever the size of the input; see `fixed_padding`.
       activate: False leaves the activation out (a linear bottleneck).
+      separable: depthwise, then 1x1 to `filters`, as one layer with nothing in between.
     """
 
     def __init__(
@@ -130,6 +132,7 @@ class ConvUnit(tf.Module):
         stride: int = 1,
         explicit_padding: bool = False,
         activate: bool = True,
+        separable: bool = False,
     ):
         super().__init__()
         self._padding = kernel_size if explicit_padding and kernel_size > 1 else 0
@@ -141,6 +144,7 @@ class ConvUnit(tf.Module):
             stride,
             padding="valid" if self._padding else "same",
             use_bias=hyperparams.norm is None or hyperparams.force_use_bias,
+            separable=separable,
         )
         self.norm = norm_layer(scope, hyperparams.norm)
         self._train_norm = isinstance(hyperparams.norm, BatchNorm) and hyperparams.norm.train
@@ -164,8 +168,9 @@ def conv_layer(
     padding: str = "same",
     use_bias: bool = True,
     bias_init: float = 0.0,
+    separable: bool = False,
 ) -> tf_keras.layers.Layer:
-    """A bare convolution named `scope`; depthwise where `filters` is None."""
+    """A bare convolution named `scope`; depthwise where `filters` is None, depthwise and 1x1 where `separable`."""
     shared = dict(
         strides=stride,
         padding=padding,
@@ -181,6 +186,17 @@ def conv_layer(
             depthwise_regularizer=hyperparams.depthwise_regularizer,
             **shared,
         )
+    if separable:
+        plain = hyperparams.plain_pointwise
+        return tf_keras.layers.SeparableConv2D(
+            filters,
+            kernel_size,
+            depthwise_initializer=hyperparams.initializer(),
+            depthwise_regularizer=hyperparams.depthwise_regularizer,
+            pointwise_initializer=tf_keras.initializers.GlorotUniform() if plain else hyperparams.initializer(),
+            pointwise_regularizer=None if plain else hyperparams.regularizer,
+            **shared,
+        )
     return tf_keras.layers.Conv2D(
         filters,
         kernel_size,
@@ -190,8 +206,12 @@ def conv_layer(
     )
 
 
-def norm_layer(scope: str, norm: BatchNorm | GroupNorm | None) -> tf_keras.layers.Layer | None:
+def norm_layer(
+    scope: str, norm: BatchNorm | GroupNorm | None, variant: str = ""
+) -> tf_keras.layers.Layer | None:
     """The norm that follows the convolution `scope`. Batch norm is the fused kernel where tf_keras can use it.
+
+    `variant` is the end of its name where a convolution has several, e.g. `/feature_0`.
 
     A batch norm layer whose `trainable` is False runs in inference mode, whatever `training` says. One that the config
     has in inference mode always (`train` is False) says so in the attribute `keeps_statistics`.
@@ -203,12 +223,12 @@ def norm_layer(scope: str, norm: BatchNorm | GroupNorm | None) -> tf_keras.layer
             center=norm.center,
             scale=norm.scale,
             synchronized=norm.synchronized,
-            name=f"{scope}/BatchNorm",
+            name=f"{scope}/BatchNorm{variant}",
         )
         layer.keeps_statistics = not norm.train
         return layer
     if isinstance(norm, GroupNorm):
-        return _GroupNormalization(norm.groups, epsilon=norm.epsilon, name=f"{scope}/GroupNorm")
+        return _GroupNormalization(norm.groups, epsilon=norm.epsilon, name=f"{scope}/GroupNorm{variant}")
     return None
 
 

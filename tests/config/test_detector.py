@@ -92,7 +92,7 @@ def test_base_hyperparams(kind, override):
     first = next(module for module in built.backbone.submodules if hasattr(module, "momentum"))
     assert first.momentum == (0.5 if override else 0.9997)
     # Without override, and always in slim's V2, gamma is learnt; the config's batch norm has none.
-    assert first.scale == (not override or kind == "ssd_mobilenet_v2")
+    assert first.scale == (not override or kind in ("ssd_mobilenet_v2", "ssd_mobilenet_v2_fpn"))
     extra = next(module for module in built.neck.submodules if hasattr(module, "momentum"))
     assert extra.momentum == 0.5 and not extra.scale
 
@@ -157,7 +157,7 @@ SSD = """ssd {
         ("num_classes: 3", "", "num_classes: found 0"),
         ("box_coder { faster_rcnn_box_coder", "box_coder { square_box_coder", "box_code_size: found 4, expected 3"),
         ("aspect_ratios: 1.0", "aspect_ratios: 1.0 num_layers: 4", "anchors for 4 feature maps.*has 6"),
-        ("convolutional_box_predictor", "weight_shared_convolutional_box_predictor", "found weight_shared"),
+        ("convolutional_box_predictor", "rfcn_box_predictor", "found rfcn_box_predictor"),
     ],
 )
 def test_detector_errors(find, replace, message):

@@ -202,7 +202,8 @@ def test_gaps_and_spare_classes_are_warnings(findings, folder):
 
 OPTIONAL = [
     ("model.ssd.mask_head_config={}", "model.ssd.mask_head_config"),
-    ("model.ssd.feature_extractor.fpn={}", "model.ssd.feature_extractor.fpn"),
+    ("model.ssd.feature_extractor.replace_preprocessor_with_placeholder=true",
+     "model.ssd.feature_extractor.replace_preprocessor_with_placeholder"),
     ("model.ssd.use_confidences_as_targets=true", "model.ssd.use_confidences_as_targets"),
     ("model.ssd.implicit_example_weight=0.5", "model.ssd.implicit_example_weight"),
     ("model.ssd.loss.equalization_loss.weight=1", "model.ssd.loss.equalization_loss.weight"),
@@ -244,6 +245,7 @@ def test_without_unhonoured_clears_what_it_names_and_nothing_else(folder):
         ("model.faster_rcnn={}", "ssd"),
         ("model.ssd.box_predictor={rfcn_box_predictor {}}", "convolutional_box_predictor"),
         ("model.ssd.loss.classification_loss={weighted_dice_classification_loss {}}", "weighted_sigmoid"),
+        ("model.ssd.feature_extractor.bifpn={}", "fpn"),
         ("train_input_reader.external_input_reader={}", "tf_record_input_reader"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -35,6 +37,11 @@ TINY = """ssd {
                                                 max_total_detections: 10 }
                     score_converter: SIGMOID }
 }"""
+FPN = {  # what a feature pyramid is used with
+    "anchor_generator": "multiscale_anchor_generator { aspect_ratios: [1.0, 2.0] scales_per_octave: 1 }",
+    "box_predictor": f"""weight_shared_convolutional_box_predictor {{ depth: 8 num_layers_before_predictor: 2
+                                                                     {HYPERPARAMS} }}""",
+}
 IMAGES = np.random.RandomState(0).randint(0, 256, (2, 48, 80, 3)).astype(np.uint8)
 TYPES = sorted(TABLE)
 
@@ -42,7 +49,7 @@ TYPES = sorted(TABLE)
 def tiny(kind: str = "ssd_mobilenet_v1", extractor: str = "", predictor: str = "", **ssd: object) -> SSD:
     text = TINY % (kind, f"{HYPERPARAMS} {extractor}", f"{HYPERPARAMS} {predictor}")
     model = text_format.Parse(text, model_pb2.DetectionModel())
-    for name, value in ssd.items():
+    for name, value in ((FPN if "_fpn" in kind else {}) | ssd).items():
         if isinstance(value, str):
             model.ssd.ClearField(name)
             text_format.Parse(value, getattr(model.ssd, name))
@@ -75,23 +82,26 @@ def test_shapes_names_and_parts(kind):
     variables = detector.named_variables()
     assert set(detector.tf2_names()) == set(variables)
     assert len(set(detector.tf2_names().values())) == len(variables)
-    assert not any("FeatureExtractor" in name or "BatchNorm" in name for name in detector.tf2_names().values())
+    ruled = {name for name in detector.tf2_names().values() if not name.startswith("WeightShared")}  # the same in TF2
+    assert not any("FeatureExtractor" in name or "BatchNorm" in name for name in ruled)
     assert {detector.part(name) for name in variables} == {"backbone", "neck", "head"}
     owned = sum(len(layer.weights) for layer in detector.weighted_layers().values())
     assert owned == len(variables) == len({variable.ref() for variable in variables.values()})
+    scopes = ["WeightSharedConvolutionalBoxPredictor"] if "_fpn" in kind else [f"BoxPredictor_{i}" for i in range(6)]
     assert {name for name in variables if detector.is_class_head(name)} == {
-        f"BoxPredictor_{i}/ClassPredictor/{leaf}" for i in range(6) for leaf in ("weights", "biases")
+        f"{scope}/ClassPredictor/{leaf}" for scope in scopes for leaf in ("weights", "biases")
     }
     kernels = {name for name in variables if name.endswith("weights")}
     unregularized = kernels - set(detector.regularizers())
-    slim_v2 = kind == "ssd_mobilenet_v2"  # whose own scope leaves depthwise kernels out
+    slim_v2 = kind in ("ssd_mobilenet_v2", "ssd_mobilenet_v2_fpn")  # whose own scope leaves depthwise kernels out
     assert all(name.endswith("depthwise_weights") for name in unregularized) and bool(unregularized) == slim_v2
 
     predictions = predict(detector)
     anchors = predictions[fields.ANCHORS].shape[0]
     assert predictions[fields.BOX_ENCODINGS].shape == (2, anchors, 4)
     assert predictions[fields.CLASS_PREDICTIONS].shape == (2, anchors, 3)
-    assert [features.shape[1] for features in predictions[fields.FEATURE_MAPS]] == [4, 2, 1, 1, 1, 1]
+    sizes = [8, 4, 2, 1, 1] if "_fpn" in kind else [4, 2, 1, 1, 1, 1]
+    assert [features.shape[1] for features in predictions[fields.FEATURE_MAPS]] == sizes
     detections = detector.postprocess(predictions, tf.constant([[64, 64, 3]] * 2))
     assert detections.boxes.shape == (2, 10, 4) and detections.raw_scores.shape == (2, anchors, 3)
     before = list(variables.values())
@@ -99,15 +109,20 @@ def test_shapes_names_and_parts(kind):
     assert all(a is b for a, b in zip(before, detector.named_variables().values(), strict=True))
 
 
-@pytest.mark.parametrize("kind", ["ssd_mobilenet_v1", "ssd_mobilenet_v2_keras"])
+SMALL = {"anchor_generator": "ssd_anchor_generator { num_layers: 3 aspect_ratios: 1.0 }"}
+TRAINED = {
+    "ssd_mobilenet_v1": ("num_layers: 3", SMALL),
+    "ssd_mobilenet_v2_keras": ("num_layers: 3", SMALL),
+    "ssd_mobilenet_v2_fpn_keras": ("fpn {}", {}),
+}
+
+
+@pytest.mark.parametrize("kind", TRAINED)
 def test_a_few_steps_bring_the_loss_down_and_move_the_variables(kind):
     tf_keras.utils.set_random_seed(1)
-    detector = tiny(
-        kind,
-        "use_depthwise: true num_layers: 3",
-        "use_dropout: false use_depthwise: true kernel_size: 3",
-        anchor_generator="ssd_anchor_generator { num_layers: 3 aspect_ratios: 1.0 }",
-    )
+    extractor, settings = TRAINED[kind]
+    predictor = "use_dropout: false use_depthwise: true kernel_size: 3"
+    detector = tiny(kind, f"use_depthwise: true {extractor}", predictor, **settings)
     variables = detector.named_variables()
     trained = [variable for variable in variables.values() if variable.trainable]
     start = {name: variable.numpy() for name, variable in variables.items()}
@@ -126,8 +141,10 @@ def test_a_few_steps_bring_the_loss_down_and_move_the_variables(kind):
     assert losses[-1] < 0.7 * losses[0]
     still = {name for name, variable in variables.items() if np.array_equal(start[name], variable.numpy())}
     # No box matches an anchor of every map; all else learns from the background too.
-    assert all("BoxEncodingPredictor" in name for name in still)
-    assert len({name.split("/")[0] for name in still}) < 3
+    idle = [re.search(r"^(BoxPredictor_\d)/BoxEncoding|/BoxPredictionTower/\w+/BatchNorm/(feature_\d)/", name)
+            for name in still]
+    num_maps = len(predict(detector)[fields.FEATURE_MAPS])
+    assert all(idle) and len({match[1] or match[2] for match in idle}) < num_maps
 
 
 def test_freeze_batchnorm_keeps_all_statistics():

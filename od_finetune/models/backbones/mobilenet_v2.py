@@ -116,6 +116,7 @@ class MobilenetV2(tf.Module):
       depth_multiplier, min_depth: every block's filters become `divisible(filters * depth_multiplier, 8, min_depth)`,
         the last convolution's too (unlike tf_keras.applications, which leaves that at 1280).
       explicit_padding: see `layers.fixed_padding`.
+      last_filters: of the last convolution, before the depth multiplier.
     """
 
     def __init__(
@@ -126,6 +127,7 @@ class MobilenetV2(tf.Module):
         depth_multiplier: float = 1.0,
         min_depth: int = 8,
         explicit_padding: bool = False,
+        last_filters: int = 1280,
     ):
         super().__init__()
         self._levels = tuple(levels)
@@ -144,7 +146,7 @@ class MobilenetV2(tf.Module):
                 InvertedResidual(block, hyperparams, channels, depth(filters), stride, expansion, explicit_padding)
             )
             channels = depth(filters)
-        self._last = ConvUnit(f"{scope}/Conv_1", hyperparams, depth(1280)) if last == 19 else None
+        self._last = ConvUnit(f"{scope}/Conv_1", hyperparams, depth(last_filters)) if last == 19 else None
 
     def blocks(self) -> list[Block]:
         """`layer_<n>`, numbered as the feature levels are."""

@@ -129,8 +129,8 @@ class ConvolutionalHead(tf.Module):
         batch = tf.shape(feature_maps[0])[0]
         for head, features in zip(self._maps, feature_maps, strict=True):
             box, scores = head(features, training)
-            boxes.append(_flatten(box, batch, self._options.box_code_size))
-            classes.append(_flatten(scores, batch, self._class_slots))
+            boxes.append(flatten_predictions(box, batch, self._options.box_code_size))
+            classes.append(flatten_predictions(scores, batch, self._class_slots))
         box_encodings, scores = tf.concat(boxes, axis=1), tf.concat(classes, axis=1)
         if self._options.box_encodings_clip_range is not None:
             box_encodings = tf.clip_by_value(box_encodings, *self._options.box_encodings_clip_range)
@@ -150,7 +150,7 @@ class ConvolutionalHead(tf.Module):
         return f"/{CLASS_SCOPE}/" in name
 
 
-def _flatten(predictions: tf.Tensor, batch: tf.Tensor, width: int) -> tf.Tensor:
+def flatten_predictions(predictions: tf.Tensor, batch: tf.Tensor, width: int) -> tf.Tensor:
     """`[B, h, w, anchors * width]` -> `[B, h * w * anchors, width]`, static where h and w are."""
     batch_size = predictions.shape[0] if predictions.shape[0] is not None else batch
     _, height, width_, channels = predictions.shape
