@@ -12,6 +12,7 @@ from od_finetune.fields import Detector
 
 PREFIX = "model.ckpt"
 STATE_FILE = "checkpoint"
+FILES = (f"{PREFIX}.index", f"{PREFIX}.data-00000-of-00001", STATE_FILE)
 
 _STEP = "global_step"
 
