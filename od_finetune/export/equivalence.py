@@ -10,13 +10,11 @@ import tensorflow as tf
 from od_finetune.errors import UserError
 from od_finetune.fields import BOX_ENCODINGS, CLASS_PREDICTIONS, Detector
 
-# Beyond what images have, so that activations which clip (ReLU6) are told from those that don't.
-_LOUDNESS = 8.0
 _TOLERANCE = 1e-4  # of an output's standard deviation: other kernels sum in another order
 
 
 def transfer(detector: Detector, other: Detector) -> list[str]:
-    """Puts the weights of one detector into the other, runs both on the same noise, and compares.
+    """Runs both on the same noise with the same random weights, compares, then gives the other the detector's weights.
 
     Returns:
       Sentences on how they differ in training only: which weights decay.
@@ -32,11 +30,11 @@ def transfer(detector: Detector, other: Detector) -> list[str]:
     ]
     if differing:
         raise UserError(f"{len(differing)} variables differ, e.g. {'; '.join(differing[:3])}")
-    for name, variable in variables.items():
-        others[name].assign(variable)
     problems = [*_norms(detector, other), *_outputs(detector, other)]
     if problems:
         raise UserError("; ".join(problems[:3]))
+    for name, variable in variables.items():
+        others[name].assign(variable)
     return list(_decay(detector, other))
 
 
@@ -54,13 +52,36 @@ def _norms(detector: Detector, other: Detector) -> Iterator[str]:
 
 
 def _outputs(detector: Detector, other: Detector) -> Iterator[str]:
-    noise = np.random.default_rng(0).uniform(0, 255, (1, 160, 160, 3)).astype(np.float32)
+    variables, others = detector.named_variables(), other.named_variables()
+    kept = {name: variable.numpy() for name, variable in variables.items()}
+    generator = np.random.default_rng(0)
+    noise = generator.uniform(0, 255, (1, 160, 160, 3)).astype(np.float32)
     inputs, shapes = detector.preprocess(tf.constant(noise))
-    here, there = (each.predict(inputs * _LOUDNESS, shapes) for each in (detector, other))
+    try:
+        for name, variable in variables.items():
+            value = _random(name, tuple(variable.shape), generator)
+            variable.assign(value)
+            others[name].assign(value)
+        here, there = (each.predict(inputs, shapes) for each in (detector, other))
+    finally:
+        for name, value in kept.items():
+            variables[name].assign(value)
     for key in (BOX_ENCODINGS, CLASS_PREDICTIONS):
         difference = np.abs(here[key] - there[key]).max()
         if not difference <= _TOLERANCE * np.std(here[key]):
             yield f"{key} of the same image differ by up to {difference:.3g}"
+
+
+def _random(name: str, shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
+    """Kernels that keep the spread of activations (He et al. 2015), biases wide enough for every one of these to clip
+    (ReLU6 has to be told from ReLU), and batch norms that do nothing else: a trained network may do neither."""
+    leaf = name.rpartition("/")[2]
+    if leaf.endswith("weights"):
+        inputs = np.prod(shape[:2] if leaf == "depthwise_weights" else shape[:-1])
+        return generator.normal(0, np.sqrt(2 / inputs), shape)
+    if leaf in ("beta", "biases"):
+        return generator.normal(0, 3, shape)
+    return np.zeros(shape) if leaf == "moving_mean" else np.ones(shape)
 
 
 def _decay(detector: Detector, other: Detector) -> Iterator[str]:

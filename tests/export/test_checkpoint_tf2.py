@@ -13,6 +13,7 @@ from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectG
 
 from od_finetune.config import pipeline
 from od_finetune.config.detector import build_detector
+from od_finetune.errors import UserError
 from od_finetune.export import checkpoint_tf2
 
 SSD = "tf2_ssd_mobilenet_v2_320x320_coco17_tpu-8"
@@ -132,3 +133,10 @@ def test_keras_layers_have_the_objects_that_keras_gives_them(tmp_path):
     theirs = {path: name for path, name in _edges(graph).items() if not path.endswith("/save_counter")}
     assert _edges(ours) == theirs
     assert set(keys.values()) <= set(tf.train.load_checkpoint(path).get_variable_to_shape_map())
+
+
+def test_group_norm_has_no_place_in_tf2():
+    from od_finetune.models import layers, tf2_objects
+
+    with pytest.raises(UserError, match="a/GroupNorm: .*group_norm has no counterpart in a TF2 installation"):
+        tf2_objects.layer(layers.norm_layer("a", layers.GroupNorm()))
