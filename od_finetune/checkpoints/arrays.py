@@ -20,7 +20,7 @@ class ArraySource:
     """Fulfils `od_finetune.checkpoints.source.Source`.
 
     Attributes:
-      shapes: of everything that may be a model's weight, by name.
+      shapes: of everything that may be a model's weight, by name, in the order of the file.
       load: reads one of them, or one of `others`; raises UnreadableError where the file is damaged.
       others: shapes of optimiser slots, counters and the like, by name.
       second_names: second spelling -> name.
@@ -39,6 +39,10 @@ class ArraySource:
     def names(self) -> dict[str, tuple[int, ...]]:
         """Shape by name of the entries that may be a model's weights, sorted by name."""
         return dict(sorted(self.shapes.items()))
+
+    def order(self) -> tuple[str, ...]:
+        """Names of the entries that may be a model's weights, in the order of the file."""
+        return tuple(self.shapes)
 
     def other_entries(self) -> dict[str, tuple[int, ...]]:
         """Shape by name of the rest, sorted by name."""

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from od_finetune import names
-from od_finetune.checkpoints.readers import tf_checkpoint
+from od_finetune.checkpoints.readers import archive, graph_def, keras_file, saved_model, tf_checkpoint
 from od_finetune.errors import UnreadableError, UserError
 from od_finetune.zoo import cache
 
@@ -25,6 +25,9 @@ class Source(Protocol):
 
     def names(self) -> Mapping[str, tuple[int, ...]]:
         """Shape by name of everything that may be a model's weight, sorted by name."""
+
+    def order(self) -> tuple[str, ...] | None:
+        """The same names in the order of the file; None where the format keeps none."""
 
     def other_entries(self) -> Mapping[str, tuple[int, ...]]:
         """Shape by name of the rest: optimiser slots, moving averages, step counters."""
@@ -47,7 +50,14 @@ class Reader(NamedTuple):
     open: Callable[[str], Source]
 
 
-READERS: tuple[Reader, ...] = (Reader("TensorFlow checkpoint", tf_checkpoint.sniff, tf_checkpoint.open_checkpoint),)
+# Of a directory that several readers know (a zoo's archive, unpacked), the first takes it.
+READERS: tuple[Reader, ...] = (
+    Reader("TensorFlow checkpoint", tf_checkpoint.sniff, tf_checkpoint.open_checkpoint),
+    Reader("SavedModel", saved_model.sniff, saved_model.open_saved_model),
+    Reader("frozen TensorFlow graph", graph_def.sniff, graph_def.open_graph),
+    Reader("Keras file", keras_file.sniff, keras_file.open_keras),
+    Reader("archive (.tar.gz, .tar, .zip) of one of these", archive.sniff, archive.open_archive),
+)
 
 
 def open_source(path: str | os.PathLike[str]) -> Source:
@@ -55,7 +65,8 @@ def open_source(path: str | os.PathLike[str]) -> Source:
 
     Args:
       path: for a TensorFlow checkpoint its prefix (`model.ckpt`, `ckpt-0`), one of its files, or a directory that
-        has a `checkpoint` state file or one checkpoint. `zoo:NAME` is a published checkpoint, downloaded if need be.
+        has a `checkpoint` state file or one checkpoint; for the other formats the file, or the SavedModel's directory.
+        `zoo:NAME` is a published checkpoint, downloaded if need be.
 
     Raises:
       UnreadableError: nothing lies there, or the file is damaged or half written.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from od_finetune.checkpoints import vocabularies_tfvision
 from od_finetune.checkpoints.source import Source
 
 # The scopes that TF1 detection checkpoints put a classification net in.
@@ -44,6 +45,7 @@ CLASSIFICATION: tuple[Vocabulary, ...] = (
     *DETECTION,
     Vocabulary("classification net", _without_scope),
     Vocabulary("other feature extractor scope", _other_feature_scope),
+    Vocabulary("TF-Vision", vocabularies_tfvision.spell),
 )
 
 

@@ -6,13 +6,16 @@ import collections
 import errno
 import gzip
 import hashlib
+import io
 import json
 import logging
 import multiprocessing
 import os
+import tarfile
 import threading
 
 import pytest
+import tensorflow as tf
 
 from od_finetune.checkpoints.source import open_source
 from od_finetune.cli import main as cli
@@ -246,8 +249,24 @@ def test_command_lists(serve, capsys):
     assert cli.main(["zoo", "fetch", "nope"]) == 2
 
 
-def test_open_source_downloads(serve, server):
-    serve(PATH, CONTENT)
-    with pytest.raises(UserError, match=f"{NAME}.tar.gz: "):  # whose content is noise
-        open_source(f"zoo:{NAME}")
+@pytest.fixture
+def zoo_archive(tmp_path):
+    """A TF1 archive as the zoo ships it, of one variable."""
+    (tmp_path / "files").mkdir()
+    prefix = str(tmp_path / "files" / "model.ckpt")
+    tf.raw_ops.SaveV2(prefix=prefix, tensor_names=["Conv/weights"], shape_and_slices=[""],
+                      tensors=[tf.constant([[1.0, 2.0]])])
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as tar:
+        tar.add(tmp_path / "files", "ssd_mobilenet_v1_coco_2018_01_28")
+    return stream.getvalue()
+
+
+def test_open_source_downloads_and_opens(serve, server, zoo_archive):
+    serve(PATH, zoo_archive)
+    source = open_source(f"zoo:{NAME}")
+    assert source.names() == {"Conv/weights": (1, 2)}
+    assert source.read("Conv/weights").tolist() == [[1.0, 2.0]]
+    assert len(server.requests) == 1
+    open_source(f"zoo:{NAME}")
     assert len(server.requests) == 1
