@@ -89,34 +89,43 @@ def _attempt(url: str, target: Path, timeout: float) -> Version:
     """One request; the part is complete when it returns."""
     part, record = Path(f"{target}{PART}"), Path(f"{target}{PART_RECORD}")
     have, known = _size(part), _known(record)
-    request = urllib.request.Request(url, headers={"Accept-Encoding": "identity"})
-    if have and known and known.url == url and known.validator():
-        request.add_header("Range", f"bytes={have}-")
-        request.add_header("If-Range", known.validator())
     try:
-        response = urllib.request.urlopen(request, timeout=timeout)
+        response = urllib.request.urlopen(_request(url, have, known), timeout=timeout)
     except urllib.error.HTTPError as error:
         error.close()
-        if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
-            if known and known.size == have:  # it broke off between the last byte and the renaming
-                return known
-            part.unlink()
-            raise _Incomplete("the server has less than was downloaded before") from None
-        raise
+        if error.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise
+        if known and known.size == have:  # it broke off between the last byte and the renaming
+            return known
+        part.unlink()
+        raise _Incomplete("the server has less than was downloaded before") from None
     with response:
         if response.headers.get("Content-Encoding", "identity") != "identity":
             raise UserError(f"{url}: the server sends it encoded ({response.headers['Content-Encoding']})")
         start = _start(response, have)
-        length = response.headers.get("Content-Length")
-        size = start + int(length) if length is not None else None
-        version = Version(url, response.headers.get("ETag", ""), response.headers.get("Last-Modified", ""), size)
+        version = _version(url, response, start)
         with open(part, "ab" if start else "wb") as file:
             files.write_json(record, dataclasses.asdict(version))
-            _check_room(url, target.parent, size, start)
-            _receive(response, file, start, size, url)
+            _check_room(url, target.parent, version.size, start)
+            _receive(response, file, start, version)
             file.flush()
             os.fsync(file.fileno())
     return version
+
+
+def _request(url: str, have: int, known: Version | None) -> urllib.request.Request:
+    """For all of the file, or for what follows the part, provided that the file is still the one it is a part of."""
+    request = urllib.request.Request(url, headers={"Accept-Encoding": "identity"})
+    if have and known and known.url == url and known.validator():
+        request.add_header("Range", f"bytes={have}-")
+        request.add_header("If-Range", known.validator())
+    return request
+
+
+def _version(url: str, response: http.client.HTTPResponse, start: int) -> Version:
+    length = response.headers.get("Content-Length")
+    size = start + int(length) if length is not None else None
+    return Version(url, response.headers.get("ETag", ""), response.headers.get("Last-Modified", ""), size)
 
 
 def _start(response: http.client.HTTPResponse, have: int) -> int:
@@ -129,8 +138,8 @@ def _start(response: http.client.HTTPResponse, have: int) -> int:
     return have
 
 
-def _receive(response: http.client.HTTPResponse, file: BinaryIO, start: int, size: int | None, url: str) -> None:
-    done, progress = start, _Progress(url, size)
+def _receive(response: http.client.HTTPResponse, file: BinaryIO, start: int, version: Version) -> None:
+    done, size, progress = start, version.size, _Progress(version.url, version.size)
     for chunk in _chunks(response):
         file.write(chunk)
         done += len(chunk)
