@@ -12,7 +12,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow loads; i
 
 from absl import app, flags  # noqa: E402
 
-from od_finetune.cli.common import BAD_INPUT, log_to_stderr, run_script  # noqa: E402
+from od_finetune.cli.common import log_to_stderr, run_script  # noqa: E402
 
 _INPUT_TYPE = flags.DEFINE_string(
     "input_type", "image_tensor",
@@ -80,7 +80,7 @@ def main(argv: list[str]) -> None:
             )
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
+        sys.exit(error.exit_code)
     print(report.text())
 
 

@@ -10,7 +10,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow loads; i
 
 from absl import app, flags  # noqa: E402
 
-from od_finetune.cli.common import BAD_INPUT, log_to_stderr, run_script  # noqa: E402
+from od_finetune.cli.common import log_to_stderr, run_script  # noqa: E402
 
 _CONFIG = flags.DEFINE_string("pipeline_config_path", None, "The pipeline.config that describes model and training.")
 _MODEL_DIR = flags.DEFINE_string("model_dir", None, "Where checkpoints, plans, events and the best model are written.")
@@ -104,7 +104,7 @@ def main(argv: list[str]) -> None:
                 sys.exit(experiment.train_and_evaluate(options))
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,15 @@ from __future__ import annotations
 class UserError(ValueError):
     """Bad input. The message names the file, field or record, what was found, what was expected, what to do."""
 
+    exit_code = 2
+    """What a command line ends with."""
+
+
+class ShortfallError(UserError):
+    """A run would start with less restored than the config demands."""
+
+    exit_code = 3
+
 
 class UnreadableError(UserError):
     """A checkpoint's files are damaged, half written, or gone: another checkpoint may do."""

@@ -21,19 +21,21 @@ from PIL import Image
 
 from od_finetune import fields, files, visualization
 from od_finetune.checkpoints.plan import RestorePlan
+from od_finetune.checkpoints.records import Target
 from od_finetune.checkpoints.source import open_source
-from od_finetune.config import evaluation, export, label_map, lint, pipeline, restore, training
+from od_finetune.config import class_transfer, evaluation, export, label_map, lint, pipeline, restore, training
 from od_finetune.config.datasets import build_eval_dataset, build_train_dataset, input_files
 from od_finetune.config.detector import build_detector
 from od_finetune.data.dataset import explain
 from od_finetune.errors import UserError
 from od_finetune.export import bundle
 from od_finetune.protos.pipeline_pb2 import TrainEvalPipelineConfig
-from od_finetune.training import checkpointing
+from od_finetune.training import checkpointing, distillation
 from od_finetune.training.continuous import evaluate_checkpoints
 from od_finetune.training.evaluator import Evaluator
 from od_finetune.training.freeze import FreezePlan
 from od_finetune.training.loop import TrainingLoop
+from od_finetune.training.row_masks import RowMasks
 from od_finetune.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -134,30 +136,29 @@ def evaluate(options: Options, checkpoint_dir: str, run_once: bool = False, time
 def restore_checkpoint(
     detector: fields.Detector, config: TrainEvalPipelineConfig, model_dir: str
 ) -> RestorePlan | None:
-    """Plans, shows and does what train_config's `fine_tune_checkpoint` fields ask for; None if that is nothing."""
-    request = restore.restore_request(config.train_config)
-    if request is None:
+    """Plans, shows and does what train_config's `fine_tune_checkpoint` and `restore` ask for; None if that is nothing.
+
+    Raises:
+      ShortfallError: less is restored than `min_restored_fraction` and `require` demand.
+      UserError: a checkpoint or a rule can't be used.
+    """
+    requests, demand = restore.restore_requests(config.train_config), restore.restore_demand(config.train_config)
+    if not requests and not demand:
         logger.info("No fine_tune_checkpoint: training starts from random weights.")
         return None
-    variables = detector.named_variables()
-    plan = RestorePlan.compute(
-        variables,
-        open_source(request.path),
-        request,
-        detector.tf2_names(),
-        detector.part,
-        detector.is_class_head,
-        detector.num_classes,
-    )
+    sources = [(open_source(request.path), request) for request in requests]
+    plan = RestorePlan.compute(Target.of(detector), sources, demand, class_transfer.class_transfer(config))
     logger.info("%s", plan.text())
     plan.write(Path(model_dir, RESTORE_PLAN))
-    plan.apply(variables)
+    plan.apply(detector.named_variables())
     return plan
 
 
 def build_trainer(detector: fields.Detector, config: TrainEvalPipelineConfig, model_dir: str) -> Trainer:
     """Shows and writes the freeze plan, and builds the trainer that carries it out."""
+    kept = class_transfer.kept_classes(config)
     plan = FreezePlan.compute(detector, training.freeze_request(config.train_config))
+    plan.row_masks = RowMasks.compute(detector, kept.ids) if kept and kept.freeze_rows else None
     logger.info("%s", plan.text())
     plan.write(Path(model_dir, FREEZE_PLAN))
     return Trainer(
@@ -167,6 +168,7 @@ def build_trainer(detector: fields.Detector, config: TrainEvalPipelineConfig, mo
         settings=training.trainer_settings(config.train_config),
         moving_average_decay=training.moving_average_decay(config.train_config.optimizer),
         explain=functools.partial(explain, files=functools.partial(input_files, config.train_input_reader)),
+        kept_outputs=_kept_outputs(detector, kept, config, model_dir) if kept else None,
     )
 
 
@@ -250,6 +252,22 @@ def _detector(config: TrainEvalPipelineConfig) -> fields.Detector:
     detector = build_detector(config.model)
     detector.build()
     return detector
+
+
+def _kept_outputs(
+    detector: fields.Detector, kept: class_transfer.KeptClasses, config: TrainEvalPipelineConfig, model_dir: str
+) -> distillation.KeptOutputs:
+    """What training does for the outputs of kept classes; their teacher is the detector as it is, and in a run that
+    goes on the one as it was when the run began."""
+    teacher = None
+    if kept.distillation_weight:
+        if not checkpointing.candidates(model_dir):
+            distillation.save_teacher(detector, model_dir)
+        teacher = build_detector(config.model)
+        teacher.build()
+        distillation.load_teacher(teacher, model_dir)
+    classes = [id_ - 1 for id_ in kept.ids.values()]
+    return distillation.KeptOutputs(classes, teacher, kept.distillation_weight, kept.softmax, kept.labelled)
 
 
 def _report(directory: Path, step: int, results: dict[str, float], gallery: _Gallery | None) -> None:

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import tensorflow as tf
     import tf_keras
 
+    from od_finetune.names import Vocabulary
+
 BOX_ENCODINGS = "box_encodings"
 CLASS_PREDICTIONS = "class_predictions_with_background"
 FEATURE_MAPS = "feature_maps"
@@ -23,6 +25,7 @@ LOSSES = "Loss/"  # what the names of losses begin with
 LOCALIZATION_LOSS = "Loss/localization_loss"
 CLASSIFICATION_LOSS = "Loss/classification_loss"
 REGULARIZATION_LOSS = "Loss/regularization_loss"
+DISTILLATION_LOSS = "Loss/distillation_loss"
 TOTAL_LOSS = "Loss/total_loss"
 
 
@@ -60,6 +63,33 @@ class Stage(NamedTuple):
 
     names: tuple[str, ...]  # its own, then others it is known by: `stage3` for the last step at an eighth of the input
     variables: tuple[str, ...]  # canonical, in the order of the forward pass
+
+
+class ClassLayout(NamedTuple):
+    """What the last axis of a class predictor's variable holds: `groups x slots x width` outputs, nested in that order.
+
+    Of an SSD the groups are the anchors of a location, of an R-FCN the bins of its position-sensitive maps; a Faster
+    R-CNN or CenterNet has one. The width is 1 for class scores and masks, 4 for boxes predicted per class.
+    """
+
+    groups: int
+    slots: int  # one per class, and one for the background where there is one
+    background: int | None = None  # the background's slot
+    width: int = 1
+
+    @property
+    def size(self) -> int:
+        """Length of the axis."""
+        return self.groups * self.slots * self.width
+
+    @property
+    def num_classes(self) -> int:
+        """Without background."""
+        return self.slots - (self.background is not None)
+
+    def slot(self, index: int) -> int:
+        """The slot of a class, 0-based (label id minus 1)."""
+        return index + (self.background is not None and index >= self.background)
 
 
 class Detections(NamedTuple):
@@ -139,6 +169,9 @@ class Detector(Protocol):
           UserError: the OD API's TF2 half has no such detector.
         """
 
+    def vocabularies(self) -> tuple[Vocabulary, ...]:
+        """Under which names published classification nets have the backbone."""
+
     def part(self, name: str) -> str:
         """`backbone`, `neck` or `head`: what a canonical variable name belongs to."""
 
@@ -148,3 +181,6 @@ class Detector(Protocol):
 
     def is_class_head(self, name: str) -> bool:
         """Whether this variable's shape depends on the number of classes."""
+
+    def class_layout(self, name: str) -> ClassLayout | None:
+        """Where in a variable each class has its outputs; None for a variable that is the same for all classes."""

@@ -11,6 +11,7 @@ import difflib
 import functools
 import re
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from od_finetune.errors import UserError
 
@@ -21,6 +22,14 @@ _NEGATIVE_LOOKAROUNDS = ("(?!", "(?<!")
 
 Rules = list[tuple[str, str]]
 """Rewriting steps in order: every match of a pattern becomes its replacement (`re.sub` syntax)."""
+
+
+class Vocabulary(NamedTuple):
+    """How one kind of published checkpoint names the variables of a network."""
+
+    name: str  # for people: "torchvision", "timm", "GluonCV"
+    rules: Rules  # canonical name -> name there; a name they leave as it is has no counterpart
+    epsilon: float | None = None  # of its batch norms, where it may be another than the model's
 
 
 def snake_name(name: str) -> str:
@@ -40,6 +49,14 @@ def apply_rules(name: str, rules: Rules) -> str:
         except (re.error, IndexError) as error:
             raise UserError(f"replacement {replacement!r} of the rule {pattern!r}: {error}") from None
     return name
+
+
+def check_replacement(pattern: str, replacement: str) -> None:
+    """Raises UserError if a rule's replacement is not valid or names a group that its pattern does not have."""
+    try:
+        re.compile(f"(?:{pattern})|").sub(replacement, "")
+    except (re.error, IndexError) as error:
+        raise UserError(f"replacement {replacement!r} of the rule {pattern!r}: {error}") from None
 
 
 @functools.lru_cache(maxsize=1024)

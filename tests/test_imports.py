@@ -19,11 +19,11 @@ PARTS = ["training", "models", "data", "checkpoints", "metrics", "export", "visu
 ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
     "errors": set(),
-    "fields": set(),
+    "fields": {"names"},
     "files": {"errors"},
     "randomness": set(),
     "boxes": BASE,
-    "names": BASE,
+    "names": {"errors"},
     "object_keys": set(),
     "text_table": set(),
     "zoo": BASE,

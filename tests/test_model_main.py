@@ -65,6 +65,19 @@ def test_flags_that_cannot_be_obeyed(main, paths, tmp_path, arguments, expected)
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("override", ["min_restored_fraction=1", "require=BoxPredictor_0"])
+def test_a_start_with_less_than_demanded_exits_with_3_and_the_ledger(main, paths, tmp_path, capsys, override):
+    """The quickstart's source has no such classes; everything else of the model is in it."""
+    restore = "train_config.restore={skip: 'Conv2d_0/' skip: 'ClassPredictor'}"
+    assert main(*paths, f"--set={restore}", f"--set=train_config.{override}") == 3
+    said = capsys.readouterr().err
+    assert f"Error: train_config.{override.partition('=')[0]}: " in said
+    assert "Not in checkpoint" in said and "FeatureExtractor/MobilenetV1/Conv2d_0/weights" in said
+    plan = json.loads((tmp_path / "run" / "restore_plan.json").read_text())
+    assert plan["problem"] in said and plan["skip"] == ["Conv2d_0/", "ClassPredictor"]
+    assert not list(tmp_path.glob("run/ckpt-*"))
+
+
 def script(*arguments: str, code: str | None = None, **options) -> subprocess.Popen:
     """Starts the script, or `code` that does, in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parent)}

@@ -1,6 +1,6 @@
 """Makes what the quickstart is embedded with; run again, it writes the same bytes.
 
-    python tools/make_quickstart.py --part=data        # configs/quickstart_data: target task, TFRecords and label map
+    python tools/make_quickstart.py --part=data        # configs/quickstart_data: target task, TFRecords and label maps
     python tools/make_quickstart.py --part=checkpoint  # configs/quickstart_data/source: trained on the source task
 
 JPEG bytes are those of one Pillow version; the drawings are the same with any. The checkpoint takes fifteen minutes
@@ -71,6 +71,11 @@ def write_task(directory: Path, classes: Sequence[str], seed: int, train: int, v
 def write_target_data(directory: Path = DATA_DIR, train: int = 200, val: int = 60) -> None:
     """The task the quickstart fine-tunes for."""
     write_task(directory, TARGET_CLASSES, TARGET_SEED, train, val)
+
+
+def write_source_label_map(directory: Path = DATA_DIR) -> None:
+    """The classes of the quickstart's checkpoint, to carry their rows over by name."""
+    write_label_map(directory / "source" / "label_map.pbtxt", SOURCE_CLASSES)
 
 
 def write_source_data(directory: Path, train: int = 2000, val: int = 100) -> None:
@@ -144,6 +149,7 @@ def main() -> None:
     flags = parser.parse_args()
     if flags.part == "data":
         write_target_data(flags.data_dir)
+        write_source_label_map(flags.data_dir)
     else:
         make_checkpoint(flags.data_dir, flags.source_images)
 

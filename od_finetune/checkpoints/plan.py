@@ -1,4 +1,4 @@
-"""What goes from a checkpoint into the model: computed from names and shapes alone, shown, and only then applied."""
+"""What goes from checkpoints into the model: computed from names and shapes alone, shown, and only then applied."""
 
 from __future__ import annotations
 
@@ -6,103 +6,122 @@ import collections
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from od_finetune import files
-from od_finetune.checkpoints import diagnosis, report, vocabularies
-from od_finetune.checkpoints.records import CLASSIFICATION, RestoreRequest, Row, Status
+from od_finetune.checkpoints import class_rows, demands, diagnosis, matching, report
+from od_finetune.checkpoints.class_rows import ClassTransfer
+from od_finetune.checkpoints.matching import SourcePlan
+from od_finetune.checkpoints.records import NO_DEMAND, Demand, Inputs, RestoreRequest, Row, Status, Target
 from od_finetune.checkpoints.source import Source
-from od_finetune.errors import UserError
+from od_finetune.errors import ShortfallError, UserError
 
 logger = logging.getLogger(__name__)
 
-__all__ = ["RestorePlan", "RestoreRequest", "Row", "Status"]
+__all__ = ["Demand", "RestorePlan", "RestoreRequest", "Row", "SourcePlan", "Status", "Target"]
 
 
 @dataclasses.dataclass(frozen=True)
 class RestorePlan:
-    """One row per model variable, in the model's order, and what of the source is left over."""
+    """One row per model variable, in the model's order, and what each source would give by itself."""
 
-    source: Source
-    request: RestoreRequest
-    rows: tuple[Row, ...]
-    unused: tuple[str, ...]  # source weights that no row restores, sorted
-    num_classes: int | None = None
-    problem: str | None = None  # why this plan must not be applied
+    target: Target
+    sources: tuple[SourcePlan, ...]  # in the order they are applied
+    rows: tuple[Row, ...]  # what the last source that restores a variable makes of it
+    demand: Demand = NO_DEMAND
+    shortfall: str | None = None  # why a run must not start with so little
+    transfer: ClassTransfer | None = None
 
     @classmethod
     def compute(
         cls,
-        variables: Mapping[str, Any],
-        source: Source,
-        request: RestoreRequest,
-        tf2_names: Mapping[str, str],
-        part: Callable[[str], str],
-        is_class_head: Callable[[str], bool],
-        num_classes: int | None = None,
+        target: Target,
+        sources: Sequence[tuple[Source, RestoreRequest]],
+        demand: Demand = NO_DEMAND,
+        transfer: ClassTransfer | None = None,
     ) -> RestorePlan:
-        """Matches every model variable against the source; reads no weights.
+        """Matches every model variable against the sources; reads no weights.
 
         Args:
-          variables: the model's variables (anything with a `shape`) by canonical name.
-          source: the open checkpoint.
-          request: what is to be restored.
-          tf2_names: canonical name -> full name in the OD API's TF2 checkpoints.
-          part: canonical name -> `backbone`, `neck` or `head`.
-          is_class_head: whether a canonical name's shape depends on the number of classes.
-          num_classes: the model's number of classes, to state outputs per anchor.
+          target: the model; `Target.of(detector)`.
+          sources: open checkpoints and what is to be restored from them, in order; a later one has the last word on
+            the variables that it restores.
+          demand: how much must be restored.
+          transfer: carries rows of the class predictor over by the name of their class, from each source that has it.
+
+        Raises:
+          UserError: a rule of a request or demand matches nothing or is not valid, or the transfer's label map is not
+            the checkpoint's.
         """
-        by_type = vocabularies.CLASSIFICATION if request.type == CLASSIFICATION else vocabularies.DETECTION
-        finder = vocabularies.Finder(source, by_type)
-        rows = tuple(
-            _row(name, tuple(variable.shape), finder, request, tf2_names.get(name, ""), part(name), is_class_head(name))
-            for name, variable in variables.items()
-        )
-        used = {row.source for row in rows if row.status is Status.RESTORED}
-        plan = cls(source, request, rows, tuple(name for name in source.names() if name not in used), num_classes)
-        return dataclasses.replace(plan, problem=diagnosis.problem(plan, tf2_names))
+        parts = []
+        for origin, (source, request) in enumerate(sources):
+            part = matching.match(target, source, request, origin, transfer)
+            parts.append(dataclasses.replace(part, problem=diagnosis.problem(part, target)))
+        rows = tuple(_merged(views) for views in zip(*(part.rows for part in parts), strict=True)) or _fresh(target)
+        return cls(target, tuple(parts), rows, demand, demands.shortfall(rows, demand, target), transfer)
+
+    @property
+    def problem(self) -> str | None:
+        """Why this plan must not be applied; None if it may."""
+        return "\n".join([*self._problems(), *([self.shortfall] if self.shortfall else [])]) or None
+
+    def _problems(self) -> list[str]:
+        classes = class_rows.problem(self.rows, self.transfer)
+        return [*(part.problem for part in self.sources if part.problem), *([classes] if classes else [])]
 
     def with_status(self, status: Status) -> list[Row]:
         """The rows of one status, in order."""
         return [row for row in self.rows if row.status is status]
 
+    def restored_from(self, origin: int) -> list[Row]:
+        """The rows whose values come from one source, after later ones have overruled it."""
+        return [row for row in self.rows if row.restored and row.origin == origin]
+
     def check(self) -> None:
-        """Raises UserError if the plan restores nothing (of the backbone), or type `full` finds a mismatch."""
-        if self.problem:
-            raise UserError(self.problem)
+        """Raises UserError if a source restores nothing (of the backbone) or, of type `full`, has a mismatch, or if
+        no class row is carried over though that is asked for; ShortfallError if less than demanded is restored."""
+        if problems := self._problems():
+            raise UserError("\n".join(problems))
+        if self.shortfall:
+            raise ShortfallError(self.shortfall)
 
     def text(self) -> str:
-        """For people: a table of counts per scope, then what did not match."""
+        """For people: per source what it gives, a table of counts per scope, then what did not match."""
         return report.text(self)
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON values.
 
-        `checkpoint`, `kind`: what was opened. `type`, `version`, `feature_extractor_only`, `notices`: the request.
         `problem`: why it is refused, or null. `counts`: status -> number of variables. `class_head`: the sentence
-        about class outputs that start anew, or null. `rows`: in the model's order, each `name`, `part`, `shape`,
-        `status` (`restored`, `shape differs`, `not in checkpoint`, `left out by type`), `source` and `source_shape`
-        (null if not found or not looked for), `rule` (`same name`, `TF2 name`, `classification net`, ..., or null),
-        `class_head`. `unused`: names of the checkpoint's weights that are not restored, sorted. `other_entries`:
-        number of its entries that are no weights.
+        about class outputs that start anew, or null. `class_rows`: which class got what, see `class_rows.to_json`, or
+        null. `restored_fraction`: see `Demand`. `rows`: in the model's order, each `name`, `part`, `shape`, `status`
+        (`restored`, `rows transplanted`, `shape differs`, `not in checkpoint`, `left out by type`),
+        `source` and `source_shape` (null if not found or not looked for; the shape is in the model's layout), `rule`
+        (`same name`, `TF2 name`, `classification net`, `torchvision`, `by order`, ..., or null), `class_head`,
+        `origin` (index of the one of `sources` that decided, or null), `transform` (`OIHW -> HWIO`, ..., or null).
+
+        `sources`: in the order they are applied, each with `checkpoint`, `kind`: what was opened; `type`, `version`,
+        `feature_extractor_only`, `scope`, `map`, `only`, `skip`, `by_order`, `moving_averages`,
+        `batch_norm_epsilon`: the request; `notices`; `problem`; `found`: number of variables it has, `restored`: of
+        those, not overruled by a later source; `rules`: rule -> number of variables; `unused`: names of the
+        checkpoint's weights that are not restored, sorted; `excluded`: those that `only` and `skip` leave out;
+        `other_entries`: number of its entries that are no weights. If there is one source, its values are also at the
+        top.
         """
         counts = collections.Counter(row.status for row in self.rows)
+        described = [_source_json(part, len(self.restored_from(i))) for i, part in enumerate(self.sources)]
         return {
-            "checkpoint": self.source.path,
-            "kind": self.source.kind,
-            "type": self.request.type,
-            "version": self.request.version,
-            "feature_extractor_only": self.request.feature_extractor_only,
-            "notices": list(self.request.notices),
+            **(described[0] if len(described) == 1 else {}),
             "problem": self.problem,
             "counts": {status.value: counts[status] for status in Status},
             "class_head": report.class_head(self),
-            "rows": [row._asdict() | {"status": row.status.value} for row in self.rows],
-            "unused": list(self.unused),
-            "other_entries": len(self.source.other_entries()),
+            "class_rows": class_rows.to_json(self.rows, self.transfer) if self.transfer else None,
+            "restored_fraction": demands.restored_fraction(self.rows),
+            "rows": [row.to_json() for row in self.rows],
+            "sources": described,
         }
 
     def write(self, path: str | os.PathLike[str]) -> None:
@@ -118,47 +137,67 @@ class RestorePlan:
           variables: the model's `tf.Variable`s by canonical name; the same that the plan was computed for.
 
         Raises:
-          UserError: `check` fails, or the file is damaged, or holds values that are not finite.
+          ShortfallError, UserError: as `check`; the latter also if a file is damaged, or holds values that are not
+            finite.
         """
         self.check()
         self._warn()
-        restored = self.with_status(Status.RESTORED)
-        values: dict[str, np.ndarray] = {}
-        for row in restored:
-            if row.source not in values:
-                values[row.source] = _read(self.source, row.source)
-        for row in restored:
-            variable = variables[row.name]
-            variable.assign(values[row.source].astype(variable.dtype.as_numpy_dtype, copy=False))
+        tensors: dict[tuple[int, str], np.ndarray] = {}
+
+        def read(origin: int, name: str) -> np.ndarray:
+            if (origin, name) not in tensors:
+                tensors[origin, name] = self.sources[origin].read(name)
+            return tensors[origin, name]
+
+        values = {}
+        for row in self.rows:
+            if row.restored:
+                values[row.name] = _value(row, read, variables[row.name])
+        for name, value in values.items():
+            variables[name].assign(value.astype(variables[name].dtype.as_numpy_dtype, copy=False))
 
     def _warn(self) -> None:
         for row in self.with_status(Status.NOT_IN_CHECKPOINT):
             logger.warning("Variable [%s] is not available in checkpoint", row.name)
 
 
-def _row(
-    name: str,
-    shape: tuple[int, ...],
-    finder: vocabularies.Finder,
-    request: RestoreRequest,
-    tf2_name: str,
-    part: str,
-    class_head: bool,
-) -> Row:
-    if part not in request.parts:
-        return Row(name, part, shape, Status.LEFT_OUT, None, None, None, class_head)
-    match = finder.find(name, tf2_name, shape)
-    if match is None:
-        return Row(name, part, shape, Status.NOT_IN_CHECKPOINT, None, None, None, class_head)
-    status = Status.RESTORED if match.shape == shape else Status.SHAPE_DIFFERS
-    return Row(name, part, shape, status, match.source, match.shape, match.rule, class_head)
-
-
-def _read(source: Source, name: str) -> np.ndarray:
-    value = source.read(name)
-    if value.dtype.kind == "f" and not np.isfinite(value).all():
-        raise UserError(
-            f"{source.path}: {name} has values that are not finite; the run that wrote it diverged. Use an earlier "
-            "checkpoint."
-        )
+def _value(row: Row, read: Any, variable: Any) -> np.ndarray:
+    inputs = Inputs(lambda name: read(row.origin, name), lambda: variable.numpy())
+    value = read(row.origin, row.source)
+    for step in row.steps:
+        value = step(value, inputs)
     return value
+
+
+def _merged(views: Sequence[Row]) -> Row:
+    """What several sources make of one variable: the last that restores it, else the last that was asked for it."""
+    restored = [row for row in views if row.restored]
+    asked = [row for row in views if row.status is not Status.LEFT_OUT]
+    return (restored or asked or views)[-1]
+
+
+def _fresh(target: Target) -> tuple[Row, ...]:
+    """The rows of a model that nothing is restored into."""
+    return tuple(
+        Row(name, target.part(name), shape, Status.LEFT_OUT, None, None, None, target.is_class_head(name))
+        for name, shape in target.shapes.items()
+    )
+
+
+def _source_json(part: SourcePlan, restored: int) -> dict[str, Any]:
+    request = dataclasses.asdict(part.request)
+    kept = ("type", "version", "feature_extractor_only", "scope", "map", "only", "skip", "by_order", "moving_averages")
+    return {
+        "checkpoint": part.source.path,
+        "kind": part.source.kind,
+        **{name: list(request[name]) if isinstance(request[name], tuple) else request[name] for name in kept},
+        "batch_norm_epsilon": request["batch_norm_epsilon"],
+        "notices": list(part.notices),
+        "problem": part.problem,
+        "found": len(part.restored),
+        "restored": restored,
+        "rules": dict(collections.Counter(row.rule for row in part.restored)),
+        "unused": list(part.unused),
+        "excluded": list(part.excluded),
+        "other_entries": len(part.source.other_entries()),
+    }

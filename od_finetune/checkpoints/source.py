@@ -9,7 +9,17 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from od_finetune import names
-from od_finetune.checkpoints.readers import archive, graph_def, keras_file, saved_model, tf_checkpoint
+from od_finetune.checkpoints.readers import (
+    archive,
+    graph_def,
+    keras_file,
+    mxnet_params,
+    safetensors_file,
+    saved_model,
+    tf_checkpoint,
+    tfjs_model,
+    torch_file,
+)
 from od_finetune.errors import UnreadableError, UserError
 from od_finetune.zoo import cache
 
@@ -50,8 +60,13 @@ class Reader(NamedTuple):
     open: Callable[[str], Source]
 
 
+# Those that know a file by its first bytes come first: `checkpoint` and `model.ckpt` are also names of PyTorch files.
 # Of a directory that several readers know (a zoo's archive, unpacked), the first takes it.
 READERS: tuple[Reader, ...] = (
+    Reader("PyTorch", torch_file.sniff, torch_file.open_torch),
+    Reader("safetensors", safetensors_file.sniff, safetensors_file.open_safetensors),
+    Reader("MXNet", mxnet_params.sniff, mxnet_params.open_params),
+    Reader("TensorFlow.js", tfjs_model.sniff, tfjs_model.open_model),
     Reader("TensorFlow checkpoint", tf_checkpoint.sniff, tf_checkpoint.open_checkpoint),
     Reader("SavedModel", saved_model.sniff, saved_model.open_saved_model),
     Reader("frozen TensorFlow graph", graph_def.sniff, graph_def.open_graph),

@@ -5,26 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from od_finetune.checkpoints import vocabularies_tfvision
-from od_finetune.checkpoints.source import Source
+from od_finetune import names
+from od_finetune.checkpoints import layouts, vocabularies_tfvision
+from od_finetune.checkpoints.records import CLASSIFICATION as BACKBONE_ONLY
+from od_finetune.checkpoints.records import Step
+from od_finetune.checkpoints.view import View
 
 # The scopes that TF1 detection checkpoints put a classification net in.
 _FEATURE_SCOPES = ("FeatureExtractor", "FirstStageFeatureExtractor", "SecondStageFeatureExtractor")
 
 
-class Vocabulary(NamedTuple):
+class Naming(NamedTuple):
     """One way of naming: from a variable's canonical and TF2 name to the names a checkpoint may have it under."""
 
     rule: str  # how the plan calls it
     spell: Callable[[str, str], list[str]]
+    epsilon: float | None = None  # of the batch norms of checkpoints that name so
 
 
 class Match(NamedTuple):
     """A source entry that answers to a variable's name."""
 
     rule: str
-    source: str
-    shape: tuple[int, ...]
+    name: str  # in the view
+    shape: tuple[int, ...]  # in the model's layout
+    steps: tuple[Step, ...]
 
 
 def _without_scope(name: str, tf2_name: str) -> list[str]:
@@ -36,41 +41,66 @@ def _other_feature_scope(name: str, tf2_name: str) -> list[str]:
     return [f"{scope}/{rest}" for rest in _without_scope(name, tf2_name) for scope in _FEATURE_SCOPES]
 
 
+def _keras3(name: str, tf2_name: str) -> list[str]:
+    """Keras 3 calls a depthwise convolution's kernel `kernel`."""
+    renamed = tf2_name.removesuffix("/depthwise_kernel")
+    return [f"{renamed}/kernel"] if renamed != tf2_name else []
+
+
 # In order: the first that finds an entry of the right shape decides.
-DETECTION: tuple[Vocabulary, ...] = (
-    Vocabulary("same name", lambda name, tf2_name: [name]),
-    Vocabulary("TF2 name", lambda name, tf2_name: [tf2_name] if tf2_name else []),
+DETECTION: tuple[Naming, ...] = (
+    Naming("same name", lambda name, tf2_name: [name]),
+    Naming("TF2 name", lambda name, tf2_name: [tf2_name] if tf2_name else []),
+    Naming("Keras 3 name", _keras3),
 )
-CLASSIFICATION: tuple[Vocabulary, ...] = (
+CLASSIFICATION: tuple[Naming, ...] = (
     *DETECTION,
-    Vocabulary("classification net", _without_scope),
-    Vocabulary("other feature extractor scope", _other_feature_scope),
-    Vocabulary("TF-Vision", vocabularies_tfvision.spell),
+    Naming("classification net", _without_scope),
+    Naming("other feature extractor scope", _other_feature_scope),
+    Naming("TF-Vision", vocabularies_tfvision.spell),
 )
+
+
+def of_type(kind: str, families: tuple[names.Vocabulary, ...]) -> tuple[Naming, ...]:
+    """The namings to look under for a fine_tune_checkpoint_type; `families` are those of published backbones."""
+    return CLASSIFICATION + tuple(map(_family, families)) if kind == BACKBONE_ONLY else DETECTION
+
+
+def _family(vocabulary: names.Vocabulary) -> Naming:
+    def spell(name: str, tf2_name: str) -> list[str]:
+        spelling = names.apply_rules(name, vocabulary.rules)
+        return [spelling] if spelling != name else []
+
+    return Naming(vocabulary.name, spell, vocabulary.epsilon)
 
 
 class Finder:
     """Looks variables up in one source."""
 
-    def __init__(self, source: Source, vocabularies: tuple[Vocabulary, ...]) -> None:
-        self._shapes = source.names()
-        self._aliases = source.aliases()
-        self._vocabularies = vocabularies
+    def __init__(self, view: View, layout: str, namings: tuple[Naming, ...]) -> None:
+        self._view = view
+        self._layout = layout
+        self._namings = namings
 
-    def find(self, name: str, tf2_name: str, shape: tuple[int, ...]) -> Match | None:
-        """The first entry with the variable's name and shape; without one, the first with its name; else None."""
-        first = None
-        for match in self._matches(name, tf2_name):
-            if match.shape == shape:
-                return match
-            first = first or match
-        return first
+    def find(self, name: str, tf2_name: str, shape: tuple[int, ...]) -> list[Match]:
+        """What answers to the variable's name: the entries of its shape, else the first of another; may be empty.
 
-    def _matches(self, name: str, tf2_name: str) -> Iterator[Match]:
-        for vocabulary in self._vocabularies:
-            for spelling in vocabulary.spell(name, tf2_name):
-                if spelling in self._shapes:
-                    yield Match(vocabulary.rule, spelling, self._shapes[spelling])
-                elif self._aliases.get(spelling) in self._shapes:
-                    source = self._aliases[spelling]
-                    yield Match(f"{vocabulary.rule} as object path", source, self._shapes[source])
+        Several of its shape, best first, say that the checkpoint has it under several names.
+        """
+        found: dict[str, Match] = {}
+        for match in self._matches(name, tf2_name, shape):
+            found.setdefault(match.name, match)
+        return [match for match in found.values() if match.shape == shape] or list(found.values())[:1]
+
+    def match(self, rule: str, name: str, entry: str, shape: tuple[int, ...]) -> Match:
+        """The match of a variable with an entry that was found otherwise."""
+        converted, steps = layouts.convert(name, self._view.shapes[entry], self._layout, shape)
+        return Match(rule, entry, converted, steps)
+
+    def _matches(self, name: str, tf2_name: str, shape: tuple[int, ...]) -> Iterator[Match]:
+        for naming in self._namings:
+            for spelling in naming.spell(name, tf2_name):
+                if spelling in self._view.shapes:
+                    yield self.match(naming.rule, name, spelling, shape)
+                elif spelling in self._view.aliases:
+                    yield self.match(f"{naming.rule} as object path", name, self._view.aliases[spelling], shape)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from types import ModuleType
 
 import od_finetune
-from od_finetune.cli.common import BAD_INPUT, log_to_stderr
+from od_finetune.cli.common import log_to_stderr
 from od_finetune.errors import UserError
 
 # Name -> one line of help. A subcommand's module is imported only when it is called: some take seconds to load.
@@ -24,7 +24,8 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line and returns its exit code: 0 fine, 1 lint found errors, 2 the call or input is at fault."""
+    """Runs the command line and returns its exit code: 0 fine, 1 lint found errors, 2 the call or input is at
+    fault, 3 less would be restored than the config demands."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before a subcommand loads TensorFlow: its chatter hides ours
     arguments = list(sys.argv[1:] if argv is None else argv)
     called = next((argument for argument in arguments if not argument.startswith("-")), None)
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _module(options.command).run(options)
     except UserError as error:
         print(f"od-finetune {options.command}: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return error.exit_code
 
 
 def build_parser(commands: Iterable[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:

@@ -119,6 +119,8 @@ def build_network(ssd: ssd_pb2.Ssd, anchors_per_location: list[int]) -> tuple[Ne
         backbone_rules=extractor.backbone_rules,
         neck_rules=extractor.neck_rules,
         head_rules=head_rules,
+        vocabularies=extractor.vocabularies,
+        normalize=extractor.normalize,
     )
     return network, extractor.pad_to_multiple
 

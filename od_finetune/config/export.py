@@ -10,7 +10,7 @@ from typing import Any
 
 from od_finetune import object_keys
 from od_finetune.checkpoints.plan import RestorePlan
-from od_finetune.checkpoints.records import FULL, RestoreRequest
+from od_finetune.checkpoints.records import FULL, RestoreRequest, Target
 from od_finetune.checkpoints.source import Source, open_source
 from od_finetune.config import pipeline
 from od_finetune.config.detector import build_detector
@@ -78,15 +78,7 @@ def restore_trained(detector: Detector, source: Source, use_moving_averages: boo
     """
     detector.build()
     variables = detector.named_variables()
-    plan = RestorePlan.compute(
-        variables,
-        source,
-        RestoreRequest(source.path, FULL),
-        detector.tf2_names(),
-        detector.part,
-        detector.is_class_head,
-        detector.num_classes,
-    )
+    plan = RestorePlan.compute(Target.of(detector), [(source, RestoreRequest(source.path, FULL))])
     plan.apply(variables)
     if use_moving_averages:
         _apply_averages(variables, source)

@@ -10,9 +10,10 @@ import tensorflow as tf
 from od_finetune.config import necks
 from od_finetune.config.hyperparams import build_hyperparams
 from od_finetune.errors import UserError
-from od_finetune.models.backbones import mobilenet_v1, mobilenet_v2
+from od_finetune.models.backbones import efficientnet_lite, mobilenet_v1, mobilenet_v2
 from od_finetune.models.layers import ConvHyperparams
-from od_finetune.names import Rules, nearest
+from od_finetune.models.normalization import EFFICIENTNET_LITE, SYMMETRIC, Normalization
+from od_finetune.names import Rules, Vocabulary, nearest
 from od_finetune.protos import ssd_pb2
 
 
@@ -23,7 +24,9 @@ class Family(NamedTuple):
     scope: str
     override: Callable[[ConvHyperparams, bool], ConvHyperparams]  # (the config's hyperparams, keras)
     backbone_rules: Rules  # canonical -> TF2 name
+    vocabularies: tuple[Vocabulary, ...]  # of published classification nets
     last_layer: int  # its number, from which names of layers count on
+    normalize: Normalization = SYMMETRIC
 
 
 class Row(NamedTuple):
@@ -35,7 +38,7 @@ class Row(NamedTuple):
     neck: Callable[[ssd_pb2.SsdFeatureExtractor, necks.NeckSource, ConvHyperparams], necks.Neck]
     levels: tuple[str, ...]  # of the backbone, those the neck may take, finest first
     tf2_scope: str  # in front of the neck's TF2 names
-    tf2_neck: str  # see necks.NeckSource
+    tf2_neck: str = ""  # see necks.NeckSource; empty where the OD API has no such type
     tf2_lists: tuple[str, ...] = ()  # see necks.NeckSource
     lite: dict[str, Any] = {}  # further arguments of the backbone where use_depthwise is set
 
@@ -50,6 +53,8 @@ class Extractor(NamedTuple):
     backbone_rules: Rules
     neck_rules: Rules
     keras: bool
+    vocabularies: tuple[Vocabulary, ...]
+    normalize: Normalization
 
 
 MOBILENET_V1 = Family(
@@ -57,6 +62,7 @@ MOBILENET_V1 = Family(
     scope="FeatureExtractor/MobilenetV1",
     override=mobilenet_v1.override,
     backbone_rules=mobilenet_v1.TF2_RULES,
+    vocabularies=mobilenet_v1.VOCABULARIES,
     last_layer=13,
 )
 MOBILENET_V2 = Family(
@@ -64,7 +70,18 @@ MOBILENET_V2 = Family(
     scope="FeatureExtractor/MobilenetV2",
     override=mobilenet_v2.override,
     backbone_rules=mobilenet_v2.TF2_RULES,
+    vocabularies=mobilenet_v2.VOCABULARIES,
     last_layer=19,
+)
+
+EFFICIENTNET_LITE0 = Family(
+    backbone=efficientnet_lite.EfficientNetLite0,
+    scope=f"FeatureExtractor/{efficientnet_lite.SCOPE}",
+    override=efficientnet_lite.override,
+    backbone_rules=efficientnet_lite.TF2_RULES,
+    vocabularies=efficientnet_lite.VOCABULARIES,
+    last_layer=efficientnet_lite.NUM_BLOCKS,
+    normalize=EFFICIENTNET_LITE,
 )
 
 
@@ -111,7 +128,24 @@ def _mobilenet_v2_fpn(keras: bool) -> Row:
     )
 
 
+# Not in the OD API: built as its TF2 half builds such extractors.
+_EFFICIENTNET_LITE0 = Row(
+    family=EFFICIENTNET_LITE0,
+    defaults=efficientnet_lite.DEFAULTS,
+    keras=True,
+    neck=necks.build_multires,
+    levels=("block_11/expand", "top"),
+    tf2_scope="ssd_efficientnet_lite0_feature_extractor",
+)
+_EFFICIENTNET_LITE0_FPN = _EFFICIENTNET_LITE0._replace(
+    neck=necks.build_fpn,
+    levels=("block_2", "block_4", "block_10", "block_15"),
+    tf2_scope="ssd_efficientnet_lite0_fpn_feature_extractor",
+)
+
 TABLE: dict[str, Row] = {
+    "ssd_efficientnet_lite0": _EFFICIENTNET_LITE0,
+    "ssd_efficientnet_lite0_fpn": _EFFICIENTNET_LITE0_FPN,
     "ssd_mobilenet_v1": _mobilenet_v1(keras=False),
     "ssd_mobilenet_v1_keras": _mobilenet_v1(keras=True),
     "ssd_mobilenet_v1_fpn": _mobilenet_v1_fpn(keras=False),
@@ -158,5 +192,13 @@ def build_extractor(proto: ssd_pb2.SsdFeatureExtractor, freeze_batchnorm: bool =
         **(row.lite if proto.use_depthwise else {}),
     )
     return Extractor(
-        backbone, neck.module, neck.num_maps, proto.pad_to_multiple, family.backbone_rules, neck.rules, row.keras
+        backbone=backbone,
+        neck=neck.module,
+        num_maps=neck.num_maps,
+        pad_to_multiple=proto.pad_to_multiple,
+        backbone_rules=family.backbone_rules,
+        neck_rules=neck.rules,
+        keras=row.keras,
+        vocabularies=family.vocabularies,
+        normalize=family.normalize,
     )

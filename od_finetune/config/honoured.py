@@ -122,8 +122,14 @@ HONOURED: dict[str, str] = {
     "from_detection_checkpoint load_all_detection_checkpoint_vars num_steps bias_grad_multiplier "
     "update_trainable_variables freeze_variables merge_multiple_label_boxes add_regularization_loss "
     "max_number_of_boxes learning_rate_multiplier checkpoint_every_n_steps max_checkpoints_to_keep seed "
-    "log_every_n_steps",
+    "log_every_n_steps restore min_restored_fraction require class_transfer keep_classes",
+    "Restore": "checkpoint type scope map only skip by_order batch_norm_epsilon",
+    "NameMap": ALL,
     "LearningRateMultiplier": ALL,
+    "ClassTransfer": ALL,
+    "ClassRename": ALL,
+    "NewClass": ALL,
+    "KeepClasses": ALL,
     "Optimizer": ALL,
     "RMSPropOptimizer": ALL,
     "MomentumOptimizer": ALL,
@@ -139,7 +145,7 @@ HONOURED: dict[str, str] = {
     "use_moving_averages min_score_threshold max_num_boxes_to_visualize skip_scores skip_labels "
     "visualize_groundtruth_boxes groundtruth_box_visualization_color "
     "include_metrics_per_category all_metrics_per_category eval_every_n_steps best_metric best_metric_is_loss "
-    "early_stopping_patience early_stopping_min_delta",
+    "early_stopping_patience early_stopping_min_delta eval_at_start",
     # Data
     "InputReader": "label_map_path shuffle shuffle_buffer_size filenames_shuffle_buffer_size num_epochs "
     "sample_1_of_n_examples num_readers num_prefetch_batches read_block_length drop_remainder max_number_of_boxes "
@@ -266,15 +272,8 @@ UNHONOURED: dict[str, str] = {
     "WeightedDiceClassificationLoss": ALL,
     "TargetAssigner": ALL,
     "TrainConfig": "use_multiclass_scores use_bfloat16 summarize_gradients "
-    "restore min_restored_fraction require "
-    "class_transfer keep_classes "
     "freeze_through trainable_batch_norm unfreeze layer_decay weight_decay",
-    "Restore": ALL,
-    "NameMap": ALL,
-    "ClassTransfer": ALL,
-    "ClassRename": ALL,
-    "NewClass": ALL,
-    "KeepClasses": ALL,
+    "Restore": "moving_averages",
     "BatchNormTraining": ALL,
     "Unfreeze": ALL,
     "WeightDecay": ALL,

@@ -65,6 +65,11 @@ def train(config: TrainEvalPipelineConfig) -> list[Finding]:
     found += _averages(config)
     found += _checkpoint_type(settings)
     found += lint_files.checkpoint("train_config.fine_tune_checkpoint", settings.fine_tune_checkpoint)
+    if settings.HasField("class_transfer"):
+        file = settings.class_transfer.source_label_map
+        found += lint_files.source_label_map("train_config.class_transfer.source_label_map", file)
+    for index, block in enumerate(settings.restore):
+        found += lint_files.checkpoint(f"train_config.restore[{index}].checkpoint", block.checkpoint)
     if config.HasField("train_input_reader"):
         found += lint_files.input_reader("train_input_reader", config.train_input_reader, num_classes(config))
     else:
@@ -112,6 +117,13 @@ def _patterns(settings: train_pb2.TrainConfig) -> Iterator[Finding]:
     patterns = {}
     for name in ("freeze_variables", "update_trainable_variables"):
         patterns.update({f"train_config.{name}[{i}]": pattern for i, pattern in enumerate(getattr(settings, name))})
+    patterns.update({f"train_config.require[{i}]": pattern for i, pattern in enumerate(settings.require)})
+    for i, block in enumerate(settings.restore):
+        for name in ("scope", "only", "skip"):
+            entries = enumerate(getattr(block, name))
+            patterns.update({f"train_config.restore[{i}].{name}[{j}]": pattern for j, pattern in entries})
+        for j, rule in enumerate(block.map):
+            patterns[f"train_config.restore[{i}].map[{j}].pattern"] = rule.pattern
     for i, entry in enumerate(settings.learning_rate_multiplier):
         patterns[f"train_config.learning_rate_multiplier[{i}].pattern"] = entry.pattern
     for path, pattern in patterns.items():

@@ -9,7 +9,18 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 
-from od_finetune.config import boxes, detector, evaluation, extractors, heads, lint_files, restore, training, walk
+from od_finetune.config import (
+    boxes,
+    class_transfer,
+    detector,
+    evaluation,
+    extractors,
+    heads,
+    lint_files,
+    restore,
+    training,
+    walk,
+)
 from od_finetune.config.augmentation import TABLE, build_augmentation
 from od_finetune.config.datasets import check_reader
 from od_finetune.config.finding import ERROR, Finding
@@ -78,7 +89,11 @@ def _train(config: TrainEvalPipelineConfig, steps: Iterable[preprocessor_pb2.Pre
     yield "train_config", partial(training.freeze_request, settings)
     yield "train_config", partial(training.trainer_settings, settings)
     yield "train_config", partial(training.loop_settings, settings, config.eval_config)
-    yield "train_config.fine_tune_checkpoint_type", partial(restore.restore_request, settings)
+    yield "train_config.fine_tune_checkpoint_type", partial(restore.restore_requests, settings)
+    yield "train_config.min_restored_fraction", partial(restore.restore_demand, settings)
+    if not any(lint_files.is_remote(path) for path in class_transfer.label_maps(config)):
+        yield "train_config.class_transfer", partial(class_transfer.class_transfer, config)
+        yield "train_config.keep_classes", partial(class_transfer.kept_classes, config)
     for index, step in enumerate(steps):
         name = step.WhichOneof("preprocessing_step")
         if name is None or name in TABLE:

@@ -71,13 +71,13 @@ def build_fpn(proto: ssd_pb2.SsdFeatureExtractor, source: NeckSource, hyperparam
     """
     if proto.WhichOneof("feature_pyramid_oneof") == "bifpn":
         raise UserError(f"{AT}.bifpn: {proto.type} has a plain feature pyramid; write fpn {{ ... }}")
-    if proto.HasField("num_layers"):
-        raise UserError(f"{AT}.num_layers: {proto.type} has the feature maps that fpn.min_level and fpn.max_level "
-                        "say; remove num_layers")
     low, high = proto.fpn.min_level, proto.fpn.max_level
     if not (fpn.FINEST_LEVEL <= low <= fpn.COARSEST_LEVEL and low <= high):
         raise UserError(f"{AT}.fpn: found min_level {low} and max_level {high}, expected a min_level of "
                         f"{fpn.FINEST_LEVEL} to {fpn.COARSEST_LEVEL} and a max_level that is not less")
+    if proto.HasField("num_layers") and proto.num_layers != high - low + 1:
+        raise UserError(f"{AT}.num_layers: found {proto.num_layers}, but {proto.type} has a feature map per level of "
+                        f"fpn, {low} to {high}; remove num_layers, or set fpn.min_level and fpn.max_level")
     base = min(high, fpn.COARSEST_LEVEL)
     levels = source.levels[low - fpn.FINEST_LEVEL : base - fpn.FINEST_LEVEL + 1]
     module = fpn.FeaturePyramid(

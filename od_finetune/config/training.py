@@ -161,6 +161,7 @@ def loop_settings(train_config: train_pb2.TrainConfig, eval_config: eval_pb2.Eva
         log_every=train_config.log_every_n_steps,
         evaluate_every=eval_config.eval_every_n_steps if eval_config is not None else 0,
         evaluate_averages=averages,
+        evaluate_at_start=eval_config is not None and eval_config.eval_at_start,
     )
 
 

@@ -20,6 +20,7 @@ import tf_keras
 from od_finetune import files, names, text_table
 from od_finetune.errors import UserError
 from od_finetune.fields import Detector
+from od_finetune.training.row_masks import RowMasks
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ class FreezePlan:
     def __init__(self, rows: Sequence[Row], frozen_norms: Sequence[str] = ()) -> None:
         self.rows = list(rows)
         self.frozen_norms = list(frozen_norms)  # scopes of the batch norm layers that run in inference mode
+        self.row_masks: RowMasks | None = None  # rows of trained class predictors that are frozen
 
     @classmethod
     def compute(cls, detector: Detector, request: FreezeRequest) -> FreezePlan:
@@ -120,6 +122,7 @@ class FreezePlan:
             "trained_parameters": sum(row.parameters for row in self.rows if row.trainable),
             "frozen_parameters": sum(row.parameters for row in self.rows if row.frozen),
             "batch_norms_in_inference_mode": self.frozen_norms,
+            "rows_frozen": self.row_masks.to_json() if self.row_masks else None,
             "variables": [row._asdict() for row in self.rows],
         }
 
@@ -133,7 +136,8 @@ class FreezePlan:
         table = [header, *(_scope_line(scope, rows) for scope, rows in _scopes(self.rows))]
         table.append(_scope_line("total", self.rows))
         norms = f"{len(self.frozen_norms)} batch norm layers run in inference mode."
-        return "\n".join(["Freeze plan:", *text_table.lines(table, numbers=range(1, 5)), norms])
+        rows = [self.row_masks.text()] if self.row_masks else []
+        return "\n".join(["Freeze plan:", *text_table.lines(table, numbers=range(1, 5)), norms, *rows])
 
 
 class _Decisions:

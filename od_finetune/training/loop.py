@@ -42,6 +42,7 @@ class LoopSettings(NamedTuple):
     evaluate_every: int = 0  # 0: at every checkpoint
     evaluate_averages: bool = False  # evaluate the moving averages of the weights
     summaries: bool = True  # write TensorBoard events
+    evaluate_at_start: bool = False  # also before the first step
 
 
 class Outcome(NamedTuple):
@@ -182,7 +183,8 @@ class TrainingLoop:
 
     def _train(self, controller: orbit.Controller) -> str:
         reason = COMPLETED
-        if self.step and self._due()[1] and self._evaluated_step != self.step:  # stopped in this evaluation
+        due = self._due()[1] if self.step else self.settings.evaluate_at_start
+        if due and self._evaluated_step != self.step:  # the run was stopped in this evaluation, or begins with it
             self._evaluate(controller)
             if self._gave_up():
                 return EARLY_STOPPING

@@ -11,8 +11,10 @@ import tensorflow as tf
 
 from od_finetune import fields, randomness
 from od_finetune.errors import UserError
+from od_finetune.training.distillation import KeptOutputs
 from od_finetune.training.freeze import FreezePlan
 from od_finetune.training.optimizers import MovingAverage, Optimizer
+from od_finetune.training.row_masks import RowMasks
 
 _NOT_FINITE = "the loss or its gradient is not finite"
 # What TensorFlow puts around the message of an operation in the input pipeline: where in which graph it happened,
@@ -47,8 +49,9 @@ class Trainer(orbit.StandardTrainer):
     """Trains what the freeze plan leaves trainable. `train(num_steps)` runs in one traced `tf.function`.
 
     A step: forward pass in training mode, losses, weight decay of the trained variables, gradients of them,
-    biases' gradients scaled, clipping by global norm (the OD API's TF2 loop; TF1 slim clipped each variable by
-    itself), the optimiser's update, and the moving averages. Nothing of it is copied to the host.
+    biases' gradients scaled, those of frozen class rows masked, clipping by global norm (the OD API's TF2 loop; TF1
+    slim clipped each variable by itself), the optimiser's update, and the moving averages. Nothing of it is copied to
+    the host.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Trainer(orbit.StandardTrainer):
         settings: TrainerSettings | None = None,
         moving_average_decay: float | None = None,
         explain: Explain | None = None,
+        kept_outputs: KeptOutputs | None = None,
     ) -> None:
         """Applies the plan to the (built, restored) detector and creates optimiser slots and averages.
 
@@ -67,6 +71,7 @@ class Trainer(orbit.StandardTrainer):
           dataset: of `fields.Batch`, normally without end; a TrainingLoop sets its own.
           moving_average_decay: keep an exponential moving average of the trained variables.
           explain: asked first what an error means to the user; see `input_error`.
+          kept_outputs: what is done for classes that are to be kept; their rows are the plan's.
         """
         super().__init__(dataset)
         self.detector = detector
@@ -80,6 +85,8 @@ class Trainer(orbit.StandardTrainer):
         if moving_average_decay is not None:
             self.moving_average = MovingAverage(self.trained, moving_average_decay)
         self._explain = explain
+        self._kept_outputs = kept_outputs or KeptOutputs([])
+        self._row_masks = plan.row_masks or RowMasks({}, (), 0)
         self.exhausted = False  # whether the dataset came to its end
         regularizers = detector.regularizers() if self.settings.regularize else {}
         self._regularizers = {name: f for name, f in regularizers.items() if name in self.trained}
@@ -95,7 +102,9 @@ class Trainer(orbit.StandardTrainer):
         """The detector's losses in training mode, the regularisation loss if there is any, and their total."""
         inputs = self.detector.normalize(batch.images)
         predictions = self.detector.predict(inputs, batch.true_shapes, training=True)
-        losses = dict(self.detector.losses(predictions, batch.groundtruth))
+        kept, num_classes = self._kept_outputs, self.detector.num_classes
+        losses = dict(self.detector.losses(kept.for_losses(predictions, num_classes), batch.groundtruth))
+        losses.update(kept.losses(inputs, batch.true_shapes, predictions, num_classes))
         if self._regularizers:
             decay = [f(self.trained[name]) for name, f in self._regularizers.items()]
             losses[fields.REGULARIZATION_LOSS] = tf.add_n(decay)
@@ -125,11 +134,13 @@ class Trainer(orbit.StandardTrainer):
             for name in gradients:
                 if name.endswith("/biases"):
                     gradients[name] *= self.settings.bias_multiplier
+        self._row_masks.mask_gradients(gradients)
         norm = tf.linalg.global_norm(list(gradients.values()))
         values = self._checked(batch, losses[fields.TOTAL_LOSS], norm, list(gradients.values()))
         if self.settings.clip_norm:
             values, _ = tf.clip_by_global_norm(values, self.settings.clip_norm, use_norm=norm)
-        self.optimizer.apply_gradients(zip(values, [self.trained[name] for name in gradients], strict=True))
+        with self._row_masks.held(self.trained):
+            self.optimizer.apply_gradients(zip(values, [self.trained[name] for name in gradients], strict=True))
         if self.moving_average is not None:
             self.moving_average.update()
         self._record(losses)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from od_finetune.checkpoints.plan import RestorePlan, RestoreRequest, Status
+from od_finetune.checkpoints.plan import RestorePlan, RestoreRequest, Status, Target
 from od_finetune.checkpoints.source import open_source
 from od_finetune.cli.common import log_to_stderr
 from od_finetune.errors import UserError
@@ -55,7 +55,12 @@ def _weights(num_classes=1):
 
 def _compute(model, source, num_classes=1, **request):
     request = RestoreRequest(source.path, **request)
-    return RestorePlan.compute(model, source, request, TF2_NAMES, _part, CLASS_HEAD.__contains__, num_classes)
+    return RestorePlan.compute(_target(model, num_classes), [(source, request)])
+
+
+def _target(model, num_classes=None, tf2_names=TF2_NAMES):
+    shapes = {name: tuple(variable.shape) for name, variable in model.items()}
+    return Target(shapes, tf2_names, _part, CLASS_HEAD.__contains__, num_classes)
 
 
 def _restored(plan):
@@ -151,7 +156,7 @@ def test_match_by_object_path(tmp_path):
     source = open_source(tf.train.Checkpoint(net=paths).save(str(tmp_path / "ckpt")))
     by_path = dict(zip(LAYOUT, (f"net/v{i}" for i in range(len(LAYOUT))), strict=True))
     request = RestoreRequest(source.path, "full")
-    plan = RestorePlan.compute(_model(), source, request, by_path, _part, CLASS_HEAD.__contains__)
+    plan = RestorePlan.compute(_target(_model(), tf2_names=by_path), [(source, request)])
     assert plan.problem is None and _restored(plan) == LAYOUT.keys()
 
 
@@ -225,12 +230,12 @@ def test_text_shows_counts_per_scope_and_what_did_not_match(tmp_path, save_tenso
     lines = plan.text().splitlines()
     assert "Notice: a field is deprecated" in lines
     rows = [line.split() for line in lines]
-    assert ["backbone", "FeatureExtractor/TinyNet/Conv_0", "3", "2", "-", "1", "-"] in rows
-    assert ["head", "BoxPredictor_0", "4", "4", "-", "-", "-"] in rows
-    assert ["total", "8", "7", "-", "1", "-"] in rows
+    assert ["backbone", "FeatureExtractor/TinyNet/Conv_0", "3", "2", "-", "-", "1", "-"] in rows
+    assert ["head", "BoxPredictor_0", "4", "4", "-", "-", "-", "-"] in rows
+    assert ["total", "8", "7", "-", "-", "1", "-"] in rows
     assert lines[lines.index("Not in checkpoint (1):") + 1] == f"  {CONV}"
     assert "Not used of the checkpoint (1): FeatureExtractor/TinyNet/Conv_9 (1)" in lines
-    assert plan.unused == ("FeatureExtractor/TinyNet/Conv_9/weights",)
+    assert plan.sources[0].unused == ("FeatureExtractor/TinyNet/Conv_9/weights",)
 
 
 def test_json_is_complete_and_written_atomically(tmp_path, detection_file):
@@ -242,7 +247,7 @@ def test_json_is_complete_and_written_atomically(tmp_path, detection_file):
     content = json.loads(path.read_text())
     assert [row["name"] for row in content["rows"]] == list(LAYOUT)
     assert content["counts"] == {
-        "restored": 6, "shape differs": 2, "not in checkpoint": 0, "left out by type": 0
+        "restored": 6, "rows transplanted": 0, "shape differs": 2, "not in checkpoint": 0, "left out by type": 0
     }  # fmt: skip
     row = content["rows"][-1]
     assert (row["name"], row["source_shape"], row["shape"]) == (CLASS + "biases", [6], [12])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from google.protobuf import text_format
 
-from od_finetune.checkpoints.plan import RestorePlan, RestoreRequest, Status
+from od_finetune.checkpoints.plan import RestorePlan, RestoreRequest, Status, Target
 from od_finetune.checkpoints.source import open_source
 from od_finetune.config.detector import build_detector
 from od_finetune.errors import UserError
@@ -26,15 +26,7 @@ def _detector(config, num_classes=None):
 
 
 def _plan(detector, source, **request):
-    return RestorePlan.compute(
-        detector.named_variables(),
-        source,
-        RestoreRequest(source.path, **request),
-        detector.tf2_names(),
-        detector.part,
-        detector.is_class_head,
-        detector.num_classes,
-    )
+    return RestorePlan.compute(Target.of(detector), [(source, RestoreRequest(source.path, **request))])
 
 
 def _golden(shared, name):
@@ -61,7 +53,7 @@ def test_coco_checkpoint_restores_every_variable(coco):
     detector = _detector(config)
     plan = _plan(detector, source, type="full")
     assert len(plan.with_status(Status.RESTORED)) == len(plan.rows) == 404
-    assert plan.unused == ()
+    assert plan.sources[0].unused == ()
     variables = detector.named_variables()
     plan.apply(variables)
     for name, variable in variables.items():
@@ -103,7 +95,7 @@ def test_tf2_checkpoint_restores_every_variable(tf2_ssd, shared):
     detector = _detector(_golden(shared, TF2_SSD))
     plan = _plan(detector, source, type="full", version="V2")
     plan.check()
-    assert plan.unused == ()
+    assert plan.sources[0].unused == ()
     variables, tf2_names = detector.named_variables(), detector.tf2_names()
     plan.apply(variables)
     for name, variable in variables.items():

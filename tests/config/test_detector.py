@@ -90,11 +90,61 @@ def test_base_hyperparams(kind, override):
     images = np.zeros((1, 32, 32, 3), np.float32)
     built.neck(built.backbone(images))
     first = next(module for module in built.backbone.submodules if hasattr(module, "momentum"))
-    assert first.momentum == (0.5 if override else 0.9997)
-    # Without override, and always in slim's V2, gamma is learnt; the config's batch norm has none.
-    assert first.scale == (not override or kind in ("ssd_mobilenet_v2", "ssd_mobilenet_v2_fpn"))
+    assert first.momentum == (0.5 if override else TABLE[kind].defaults.norm.decay)
+    # Without override, and always in slim's V2 and in EfficientNet-Lite, gamma is learnt; the config's norm has none.
+    always = kind in ("ssd_mobilenet_v2", "ssd_mobilenet_v2_fpn") or "efficientnet_lite" in kind
+    assert first.scale == (not override or always)
     extra = next(module for module in built.neck.submodules if hasattr(module, "momentum"))
     assert extra.momentum == 0.5 and not extra.scale
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('type: "ssd_mobilenet_v1_fpn" bifpn {}', "bifpn: ssd_mobilenet_v1_fpn has a plain feature pyramid"),
+        ('type: "ssd_mobilenet_v1_fpn" num_layers: 6', "num_layers: found 6.*fpn, 3 to 7"),
+        ('type: "ssd_mobilenet_v1_fpn" fpn { min_level: 1 }', "found min_level 1 and max_level 7"),
+        ('type: "ssd_mobilenet_v1_fpn" fpn { min_level: 5 max_level: 4 }', "found min_level 5 and max_level 4"),
+    ],
+)
+def test_pyramids_that_cannot_be(text, message):
+    with pytest.raises(UserError, match=message):
+        extractor(text)
+
+
+@pytest.mark.parametrize(("low", "high", "last"), [(3, 7, "Conv2d_13_pointwise"), (2, 4, "Conv2d_11_pointwise"),
+                                                   (5, 6, "Conv2d_13_pointwise")])
+def test_levels_of_a_pyramid(low, high, last):
+    levels = f"fpn {{ min_level: {low} max_level: {high} }}"
+    built = extractor(f'type: "ssd_mobilenet_v1_fpn" depth_multiplier: 0.1 {levels}')
+    maps = built.neck(built.backbone(np.zeros((1, 128, 128, 3), np.float32)))
+    assert [features.shape[1] for features in maps] == [128 // 2**level for level in range(low, high + 1)]
+    assert built.num_maps == len(maps) and {features.shape[3] for features in maps} == {25}
+    assert list(weighted_layers(built.backbone))[-1] == f"FeatureExtractor/MobilenetV1/{last}/BatchNorm"
+
+
+def test_only_tf1s_fpnlite_has_a_narrow_last_convolution():
+    for kind, filters in (("ssd_mobilenet_v2_fpn", 256), ("ssd_mobilenet_v2_fpn_keras", 1280)):
+        built = extractor(f'type: "{kind}" use_depthwise: true')
+        features = built.backbone(np.zeros((1, 32, 32, 3), np.float32))
+        assert features["layer_19"].shape[3] == filters
+
+
+def test_normalization_is_the_backbones():
+    pixels = np.array([0.0, 127.0, 255.0], np.float32)
+    np.testing.assert_allclose(extractor('type: "ssd_mobilenet_v1"').normalize(pixels), [-1, -1 / 255, 1], atol=1e-6)
+    lite = extractor('type: "ssd_efficientnet_lite0_fpn"').normalize
+    np.testing.assert_array_equal(lite(pixels), (pixels - 127) / 128)
+
+
+def test_anchors_are_those_of_the_pyramids_levels():
+    text = SSD.replace("ssd_mobilenet_v1", "ssd_mobilenet_v1_fpn").replace(
+        "ssd_anchor_generator { aspect_ratios: 1.0 }",
+        "multiscale_anchor_generator { min_level: 2 max_level: 6 aspect_ratios: 1.0 }",
+    )
+    text = text.replace("conv_hyperparams {} }", "conv_hyperparams {} fpn {} }", 1)
+    with pytest.raises(UserError, match="found min_level 2 and max_level 6, expected 3 and 7"):
+        config.build_detector(text_format.Parse(text, model_pb2.DetectionModel()))
 
 
 def test_num_layers_shortens_the_network():

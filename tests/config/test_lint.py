@@ -95,6 +95,10 @@ def test_a_good_config_has_no_finding(findings):
         ("train_config.learning_rate_multiplier={pattern: '*'}", "", ["no regular expression"]),
         ("train_config.data_augmentation_options={}", "", ["random_horizontal_flip"]),
         ("train_config.fine_tune_checkpoint=nowhere/model.ckpt", "", ["no checkpoint", "'nowhere'"]),
+        ("train_config.restore={checkpoint: 'nowhere/net'}", "train_config.restore[0].checkpoint", ["'nowhere/net'"]),
+        ("train_config.restore={map {pattern: '('}}", "train_config.restore[0].map[0].pattern", ["no regular expr"]),
+        ("train_config.restore={skip: 'a' skip: ''}", "train_config.restore[0].skip[1]", ["is empty"]),
+        ("train_config.require=*", "train_config.require[0]", ["no regular expression"]),
         ("train_config.fine_tune_checkpoint=PATH_TO_BE_CONFIGURED/model.ckpt", "", ["placeholder"]),
         ("train_input_reader.label_map_path=", "train_input_reader.label_map_path", ["is not set"]),
         ("train_input_reader.label_map_path=label.pbtxt", "", ["no file 'label.pbtxt'"]),
@@ -137,6 +141,11 @@ NMS = "model.ssd.post_processing.batch_non_max_suppression"
          "eval_config.groundtruth_box_visualization_color", "did you mean 'black'?"),
         ("train_config.optimizer={momentum_optimizer {learning_rate {constant_learning_rate {}}} "
          "moving_average_decay: 1}", "train_config.optimizer.moving_average_decay", "less than 1"),
+        ("train_config.restore={type: 'full'}", "train_config.restore[0].checkpoint", "its default, neither"),
+        ("train_config.restore={checkpoint: '{folder}/labels.pbtxt' type: 'full' "
+         "map {pattern: 'a' replacement: '\\\\2'}}",
+         "train_config.restore[0].map[0].replacement", "invalid group reference 2"),
+        ("train_config.min_restored_fraction=90", "train_config.min_restored_fraction", "from 0 to 1"),
         ("train_config.data_augmentation_options={random_adjust_hue {max_delta: 0.6}}",
          "train_config.data_augmentation_options[0].random_adjust_hue", "expected 0 to 0.5"),
         ("train_config.data_augmentation_options={remap_labels {original_labels: 1 new_label: 3}}",

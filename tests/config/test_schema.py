@@ -131,6 +131,7 @@ def test_extension_fields_have_the_documented_names():
         ("EvalConfig", "best_metric_is_loss", "False"),
         ("EvalConfig", "early_stopping_patience", "0"),
         ("EvalConfig", "early_stopping_min_delta", "0.0"),
+        ("EvalConfig", "eval_at_start", "False"),
     }
 
 

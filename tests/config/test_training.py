@@ -69,8 +69,8 @@ def test_settings_take_the_configs_fields_and_its_defaults():
         keep_checkpoint_every_n_hours: 0.5 gradient_clipping_by_norm: 10 bias_grad_multiplier: 2
         add_regularization_loss: false seed: 8 optimizer { moving_average_decay: 0.5 }"""
     )
-    evaluation = eval_pb2.EvalConfig(eval_every_n_steps=9, use_moving_averages=True)
-    assert tuple(training.loop_settings(config, evaluation)) == (7, 3, 2, 4, 0.5, 6, 9, True, True)
+    evaluation = eval_pb2.EvalConfig(eval_every_n_steps=9, use_moving_averages=True, eval_at_start=True)
+    assert tuple(training.loop_settings(config, evaluation)) == (7, 3, 2, 4, 0.5, 6, 9, True, True, True)
     assert tuple(training.trainer_settings(config)) == (10.0, 2.0, False, 8)
     assert training.moving_average_decay(config.optimizer) == 0.5
     config.optimizer.use_moving_average = False

@@ -113,7 +113,7 @@ SMALL = {"anchor_generator": "ssd_anchor_generator { num_layers: 3 aspect_ratios
 TRAINED = {
     "ssd_mobilenet_v1": ("num_layers: 3", SMALL),
     "ssd_mobilenet_v2_keras": ("num_layers: 3", SMALL),
-    "ssd_mobilenet_v2_fpn_keras": ("fpn {}", {}),
+    "ssd_efficientnet_lite0_fpn": ("fpn {}", {}),
 }
 
 
@@ -145,6 +145,26 @@ def test_a_few_steps_bring_the_loss_down_and_move_the_variables(kind):
             for name in still]
     num_maps = len(predict(detector)[fields.FEATURE_MAPS])
     assert all(idle) and len({match[1] or match[2] for match in idle}) < num_maps
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_class_layout_says_which_outputs_are_a_classs(background):
+    detector = tiny(add_background_class=background, num_classes=3)
+    layouts = {name: detector.class_layout(name) for name in detector.named_variables()}
+    found = {name: layout for name, layout in layouts.items() if layout is not None}
+    assert set(found) == {name for name in layouts if detector.is_class_head(name)}
+    before = predict(detector)[fields.CLASS_PREDICTIONS].numpy()
+    for name, layout in found.items():
+        assert layout.num_classes == 3 and layout.background == (0 if background else None)
+        variable = detector.named_variables()[name]
+        assert layout.size == variable.shape[-1]
+        if name.endswith("biases"):
+            outputs = np.zeros([layout.groups, layout.slots, layout.width], np.float32)
+            outputs[:, layout.slot(1)] = 100.0
+            variable.assign_add(outputs.ravel())
+    change = predict(detector)[fields.CLASS_PREDICTIONS].numpy() - before
+    np.testing.assert_allclose(change[..., 1 + background], 100.0, atol=1e-3)
+    np.testing.assert_allclose(np.delete(change, 1 + background, axis=-1), 0.0, atol=1e-3)
 
 
 def test_freeze_batchnorm_keeps_all_statistics():

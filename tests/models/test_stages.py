@@ -7,19 +7,33 @@ import pytest
 from od_finetune.config import pipeline
 from od_finetune.config.detector import build_detector
 
-NUMBERED = {"ssd_mobilenet_v1": ("Conv2d_", 0, 14), "ssd_mobilenet_v2": ("layer_", 1, 19)}
+STAGES = {
+    "ssd_mobilenet_v1": [f"Conv2d_{i}" for i in range(14)],
+    "ssd_mobilenet_v2": [f"layer_{i}" for i in range(1, 20)],
+    "ssd_efficientnet_lite0": ["stem", *(f"block_{i}" for i in range(16)), "top"],
+}
+STAGES["ssd_mobilenet_v1_fpn"] = STAGES["ssd_mobilenet_v1"]
+STAGES["ssd_mobilenet_v2_fpn_keras"] = STAGES["ssd_mobilenet_v2"]
+STAGES["ssd_efficientnet_lite0_fpn"] = STAGES["ssd_efficientnet_lite0"][:-1]
+FPN = (
+    "model.ssd.feature_extractor.num_layers=5",
+    "model.ssd.anchor_generator={multiscale_anchor_generator { aspect_ratios: 1.0 }}",
+    "model.ssd.box_predictor={weight_shared_convolutional_box_predictor { depth: 8 num_layers_before_predictor: 1 "
+    "conv_hyperparams { batch_norm {} } }}",
+)
 
 
-@pytest.mark.parametrize("kind", NUMBERED)
+@pytest.mark.parametrize("kind", STAGES)
 def test_every_variable_belongs_to_one_stage_in_the_order_of_the_network(tiny_config, kind):
-    config = pipeline.load(tiny_config, [f"model.ssd.feature_extractor.type={kind}"])
+    overrides = FPN if "_fpn" in kind else ()
+    config = pipeline.load(tiny_config, [f"model.ssd.feature_extractor.type={kind}", *overrides])
     detector = build_detector(config.model)
     stages = detector.stages()
     assert [name for stage in stages for name in stage.variables] == list(detector.named_variables())
-    prefix, first, count = NUMBERED[kind]
-    assert [stage.names[0] for stage in stages][:count] == [f"{prefix}{i}" for i in range(first, first + count)]
+    count = len(STAGES[kind])
+    assert [stage.names[0] for stage in stages][:count] == STAGES[kind]
     assert stages[count - 1].names[1:] == ("stage5", "backbone")
-    assert stages[-1].names == ("head",)
+    assert [stage.names for stage in stages[count:]] == ([("neck",), ("head",)] if "_fpn" in kind else [("head",)])
 
 
 def test_a_resolution_ends_with_its_last_block(tiny_config):

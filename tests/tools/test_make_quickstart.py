@@ -106,3 +106,10 @@ def test_the_embedded_data_are_what_the_tool_writes(make_quickstart):
     assert counts.min() > 100
     assert sum(path.stat().st_size for path in DATA.glob("*.*")) < 2.5e6
     assert "id: 4\n  name: 'ring'" in (DATA / "label_map.pbtxt").read_text()
+
+
+def test_the_embedded_checkpoints_label_map_is_what_the_tool_writes(make_quickstart, tmp_path):
+    make_quickstart.write_source_label_map(tmp_path)
+    written = (tmp_path / "source" / "label_map.pbtxt").read_bytes()
+    assert written == (DATA / "source" / "label_map.pbtxt").read_bytes()
+    assert b"id: 6\n  name: 'cross'" in written

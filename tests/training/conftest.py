@@ -109,6 +109,9 @@ class FakeDetector(tf.Module):
     def is_class_head(self, name: str) -> bool:
         return "ClassPredictor" in name
 
+    def class_layout(self, name: str) -> fields.ClassLayout | None:
+        return fields.ClassLayout(1, CLASSES + 1, 0) if "ClassPredictor" in name else None
+
 
 def make_batch(index: int, size: int = 2) -> fields.Batch:
     """The same batch for the same index."""

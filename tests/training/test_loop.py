@@ -237,3 +237,31 @@ def test_a_misspelt_best_metric_is_refused_before_the_first_step(start, scripted
     with pytest.raises(UserError, match="Loss/totl_loss.*Loss/total_loss"):
         make("Loss/totl_loss")
     assert make("Loss/total_loss").best is not None
+
+
+def test_an_evaluation_at_the_start_is_of_the_restored_weights_and_counts(start, scripted, dataset, tmp_path):
+    seen = []
+
+    class Watch(scripted):
+        def update(self, batch, detections):
+            super().update(batch, detections)
+            seen.append(self.detector.named_variables()["BoxPredictor_0/ClassPredictor/weights"].numpy())
+
+    def evaluator(detector):
+        metric = Watch([0.7, 0.2, 0.1])
+        metric.detector = detector
+        seen.append(detector.named_variables()["BoxPredictor_0/ClassPredictor/weights"].numpy())
+        return Evaluator(detector, dataset(1, endless=False), [metric])
+
+    settings = LoopSettings(2, checkpoint_every=2, evaluate_at_start=True)
+    best = BestSettings("score", patience=2)
+    assert start(settings, evaluator=evaluator, best=best).run().step == 2
+    np.testing.assert_array_equal(seen[1], seen[0])
+    assert not np.array_equal(seen[2], seen[0])
+    history = tmp_path / "run" / "eval" / "results.jsonl"
+    assert [json.loads(line)["step"] for line in history.read_text().splitlines()] == [0, 2]
+    record = json.loads((tmp_path / "run" / "best" / "best.json").read_text())
+    assert (record["step"], record["value"], record["evaluations_without_improvement"]) == (0, 0.7, 1)
+    assert not (tmp_path / "run" / "ckpt-0.index").exists()  # the next run would go on from it, not restore
+    start(settings._replace(num_steps=4), evaluator=evaluator, best=best).run()  # a resume does not start again
+    assert [json.loads(line)["step"] for line in history.read_text().splitlines()] == [0, 2, 4]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import tensorflow as tf
 import tf_keras
 
 from od_finetune.fields import ObjectTree
 from od_finetune.models import tf2_objects
+from od_finetune.models.backbones import spellings
 from od_finetune.models.layers import BatchNorm, ConvHyperparams, ConvUnit
 from od_finetune.models.stages import Block
 
@@ -45,6 +48,43 @@ TF2_RULES = [
     (r"^FeatureExtractor/(conv1|conv_[dp]w_\d+)/BatchNorm/", r"\1_bn/"),
     (r"^FeatureExtractor/(conv1|conv_[dp]w_\d+)/", r"\1/"),
 ]
+
+
+def _layers(names: Callable[[int], tuple[str, str]]) -> list[spellings.Layer]:
+    """Every convolution of the network; `names(0 to 26)` of them in their order."""
+    scopes = ["Conv2d_0"]
+    for block in range(1, len(_BLOCKS) + 1):
+        scopes += [f"Conv2d_{block}_depthwise", f"Conv2d_{block}_pointwise"]
+    return [spellings.Layer(f"MobilenetV1/{scope}", *names(index)) for index, scope in enumerate(scopes)]
+
+
+def _timm(index: int) -> tuple[str, str]:
+    """Blocks are numbered within the five resolutions."""
+    if index == 0:
+        return "conv_stem", "bn1"
+    starts, block = (0, 1, 3, 5, 11), (index - 1) // 2
+    stage = max(number for number, start in enumerate(starts) if start <= block)
+    scope = f"blocks.{stage}.{block - starts[stage]}"
+    return (f"{scope}.conv_dw", f"{scope}.bn1") if index % 2 else (f"{scope}.conv_pw", f"{scope}.bn2")
+
+
+def _gluon(index: int) -> tuple[str, str]:
+    """Convolution, norm and activation follow each other in one sequence."""
+    return f"features.{3 * index}", f"features.{3 * index + 1}"
+
+
+VOCABULARIES = (
+    spellings.vocabulary("timm", _layers(_timm), spellings.TORCH),
+    spellings.vocabulary("GluonCV", _layers(_gluon), spellings.GLUON),
+    *(
+        spellings.vocabulary(
+            "GluonCV parameter names",
+            _layers(lambda index, prefix=prefix: (f"{prefix}conv{index}", f"{prefix}batchnorm{index}")),
+            spellings.MXNET,
+        )
+        for prefix in ("mobilenet0_", "")
+    ),
+)
 
 
 def override(hyperparams: ConvHyperparams, keras: bool) -> ConvHyperparams:

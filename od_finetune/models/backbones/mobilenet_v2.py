@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import tensorflow as tf
 import tf_keras
 
 from od_finetune.fields import ObjectTree
 from od_finetune.models import tf2_objects
+from od_finetune.models.backbones import spellings
 from od_finetune.models.layers import BatchNorm, ConvHyperparams, ConvUnit
 from od_finetune.models.stages import Block
 
@@ -55,6 +58,66 @@ TF2_RULES = [
 ]
 
 
+def _layers(
+    first: tuple[str, str], last: tuple[str, str], names: Callable[[int, int], tuple[str, str]]
+) -> list[spellings.Layer]:
+    """Every convolution of the network; `names(block 0 to 16, convolution 0 to 2)` of the block's, expansion first."""
+    layers = [spellings.Layer("MobilenetV2/Conv", *first), spellings.Layer("MobilenetV2/Conv_1", *last)]
+    for block in range(len(_BLOCKS)):
+        scope = "MobilenetV2/expanded_conv" + (f"_{block}" if block else "")
+        for index, role in enumerate(("expand", "depthwise", "project")):
+            if block or index:
+                layers.append(spellings.Layer(f"{scope}/{role}", *names(block, index)))
+    return layers
+
+
+def _torchvision(block: int, index: int) -> tuple[str, str]:
+    """A block's last convolution is not in a sequence of its own, as those with an activation are."""
+    position = index if block else index - 1
+    conv = f"features.{block + 1}.conv.{position}"
+    return (conv, f"features.{block + 1}.conv.{position + 1}") if index == 2 else (f"{conv}.0", f"{conv}.1")
+
+
+def _timm(block: int, index: int) -> tuple[str, str]:
+    """Blocks are numbered within the seven stages of the paper's table."""
+    starts = (0, 1, 3, 6, 10, 13, 16)
+    stage = max(number for number, start in enumerate(starts) if start <= block)
+    scope = f"blocks.{stage}.{block - starts[stage]}"
+    convs = ("conv_pw", "conv_dw", "conv_pwl") if block else ("", "conv_dw", "conv_pw")
+    return f"{scope}.{convs[index]}", f"{scope}.bn{index + 1 if block else index}"
+
+
+def _gluon(block: int, index: int) -> tuple[str, str]:
+    """Convolution, norm and activation follow each other in one sequence."""
+    first = 3 * (index if block else index - 1)
+    return f"features.{block + 3}.out.{first}", f"features.{block + 3}.out.{first + 1}"
+
+
+def _mxnet(prefix: str) -> list[spellings.Layer]:
+    def names(block: int, index: int) -> tuple[str, str]:
+        scope = f"{prefix}features_linearbottleneck{block}"
+        position = index if block else index - 1
+        return f"{scope}_conv{position}", f"{scope}_batchnorm{position}"
+
+    first, last = ((f"{prefix}features_conv{i}", f"{prefix}features_batchnorm{i}") for i in (0, 1))
+    return _layers(first, last, names)
+
+
+VOCABULARIES = (
+    spellings.vocabulary(
+        "torchvision",
+        _layers(("features.0.0", "features.0.1"), ("features.18.0", "features.18.1"), _torchvision),
+        spellings.TORCH,
+    ),
+    spellings.vocabulary("timm", _layers(("conv_stem", "bn1"), ("conv_head", "bn2"), _timm), spellings.TORCH),
+    spellings.vocabulary(
+        "GluonCV", _layers(("features.0", "features.1"), ("features.20", "features.21"), _gluon), spellings.GLUON
+    ),
+    spellings.vocabulary("GluonCV parameter names", _mxnet("mobilenetv20_"), spellings.MXNET),
+    spellings.vocabulary("GluonCV parameter names", _mxnet(""), spellings.MXNET),
+)
+
+
 def override(hyperparams: ConvHyperparams, keras: bool) -> ConvHyperparams:
     """What `override_base_feature_extractor_hyperparams` makes of the config's hyperparams for the backbone.
 
@@ -74,7 +137,7 @@ def divisible(depth: float, divisor: int = 8, minimum: int = 8) -> int:
 
 
 class InvertedResidual(tf.Module):
-    """Expand (1x1), depthwise 3x3, project (1x1, linear); the input is added where the shapes agree."""
+    """Expand (1x1), depthwise, project (1x1, linear); the input is added where the shapes agree."""
 
     def __init__(
         self,
@@ -85,11 +148,12 @@ class InvertedResidual(tf.Module):
         stride: int,
         expansion: int,
         explicit_padding: bool,
+        kernel_size: int = 3,
     ):
         super().__init__()
         wide = divisible(inputs * expansion)
         self.expand = ConvUnit(f"{scope}/expand", hyperparams, wide) if expansion > 1 else None
-        self.depthwise = ConvUnit(f"{scope}/depthwise", hyperparams, None, 3, stride, explicit_padding)
+        self.depthwise = ConvUnit(f"{scope}/depthwise", hyperparams, None, kernel_size, stride, explicit_padding)
         self.project = ConvUnit(f"{scope}/project", hyperparams, filters, activate=False)
         self._residual = stride == 1 and inputs == filters
 

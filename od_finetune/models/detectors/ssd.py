@@ -15,7 +15,8 @@ from od_finetune.boxes.ssd_loss import LossParts, SsdLossOptions, ssd_loss
 from od_finetune.boxes.targets import TargetAssigner
 from od_finetune.models import layers, stages
 from od_finetune.models.image_resizers import Resizer
-from od_finetune.names import Rules, apply_rules
+from od_finetune.models.normalization import SYMMETRIC, Normalization
+from od_finetune.names import Rules, Vocabulary, apply_rules
 
 # Canonical leaf -> tf_keras's, after the rules of the part.
 _TF2_LEAVES: Rules = [
@@ -37,6 +38,8 @@ class Network(NamedTuple):
     backbone_rules: Rules
     neck_rules: Rules
     head_rules: Rules
+    vocabularies: tuple[Vocabulary, ...] = ()  # of the backbone in published classification nets
+    normalize: Normalization = SYMMETRIC  # of pixel values, as the backbone's pretrained weights expect
 
 
 class Boxes(NamedTuple):
@@ -73,6 +76,8 @@ class SSD(tf.Module):
             "neck": network.neck_rules,
             "head": network.head_rules,
         }
+        self._vocabularies = network.vocabularies
+        self._normalize = network.normalize
         self._resizer = resizer
         self._boxes = boxes
         self._pad_to_multiple = pad_to_multiple
@@ -84,8 +89,8 @@ class SSD(tf.Module):
         return self._resizer(image)
 
     def normalize(self, images: tf.Tensor) -> tf.Tensor:
-        """0..255 -> -1..1."""
-        return (2.0 / 255.0) * tf.cast(images, tf.float32) - 1.0
+        """0..255 -> what the backbone takes, float32."""
+        return self._normalize(images)
 
     def preprocess(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """`[B, H, W, 3]` (0..255) -> resized and normalised `[B, h, w, 3]` and true shapes int32 `[B, 3]`."""
@@ -191,6 +196,10 @@ class SSD(tf.Module):
             "_batched_prediction_tensor_names": {},
         }
 
+    def vocabularies(self) -> tuple[Vocabulary, ...]:
+        """Under which names published classification nets have the backbone."""
+        return self._vocabularies
+
     def part(self, name: str) -> str:
         """`backbone`, `neck` or `head`: what a canonical variable name belongs to."""
         if not self._parts:
@@ -213,3 +222,10 @@ class SSD(tf.Module):
     def is_class_head(self, name: str) -> bool:
         """Whether this variable's shape depends on the number of classes."""
         return self.head.is_class_head(name)
+
+    def class_layout(self, name: str) -> fields.ClassLayout | None:
+        """Where in a variable each class has its outputs; None for a variable that is the same for all classes."""
+        layout = self.head.class_layout(name)
+        if layout is None or layout.slots == self.num_classes:
+            return layout
+        return layout._replace(background=0)

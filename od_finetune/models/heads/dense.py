@@ -7,7 +7,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from od_finetune import randomness
-from od_finetune.fields import BOX_ENCODINGS, CLASS_PREDICTIONS, ObjectTree
+from od_finetune.fields import BOX_ENCODINGS, CLASS_PREDICTIONS, ClassLayout, ObjectTree
 from od_finetune.models import tf2_objects
 from od_finetune.models.layers import ConvHyperparams, ConvUnit, conv_layer
 
@@ -122,6 +122,7 @@ class ConvolutionalHead(tf.Module):
         self._maps = [
             _MapHead(f"{scope}_{i}", options, anchors, class_slots) for i, anchors in enumerate(anchors_per_location)
         ]
+        self._anchors = {f"{scope}_{i}/{CLASS_SCOPE}": anchors for i, anchors in enumerate(anchors_per_location)}
 
     def __call__(self, feature_maps: list[tf.Tensor], training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
         """Feature maps -> box encodings `[B, A, box_code_size]` and class predictions `[B, A, class_slots]`."""
@@ -148,6 +149,14 @@ class ConvolutionalHead(tf.Module):
     def is_class_head(self, name: str) -> bool:
         """Whether a canonical name is a variable whose shape depends on the number of classes."""
         return f"/{CLASS_SCOPE}/" in name
+
+    def class_layout(self, name: str) -> ClassLayout | None:
+        """Where each class has its outputs in a variable of the class predictors; None for other variables.
+
+        Which slot is the background's, if any, is for the detector to say.
+        """
+        anchors = self._anchors.get(name.rpartition("/")[0])
+        return None if anchors is None else ClassLayout(anchors, self._class_slots)
 
 
 def flatten_predictions(predictions: tf.Tensor, batch: tf.Tensor, width: int) -> tf.Tensor:

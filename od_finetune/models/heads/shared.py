@@ -10,7 +10,7 @@ import tf_keras
 
 from od_finetune import randomness
 from od_finetune.errors import UserError
-from od_finetune.fields import BOX_ENCODINGS, CLASS_PREDICTIONS, ObjectTree
+from od_finetune.fields import BOX_ENCODINGS, CLASS_PREDICTIONS, ClassLayout, ObjectTree
 from od_finetune.models import tf2_objects
 from od_finetune.models.heads.dense import CLASS_SCOPE, flatten_predictions
 from od_finetune.models.layers import ACTIVATIONS, BatchNorm, ConvHyperparams, ConvUnit, conv_layer, norm_layer
@@ -91,14 +91,15 @@ class SharedHead(tf.Module):
             )
         self._options = options
         self._class_slots = class_slots
-        anchors, num_maps = anchors_per_location[0], len(anchors_per_location)
+        self._anchors = anchors_per_location[0]
+        num_maps = len(anchors_per_location)
         self._num_maps = num_maps
         self._projections: list[ConvUnit] | None = None  # whether there are any is known at the first call
         shared = options.share_prediction_tower
         self._box_tower = self._tower("PredictionTower" if shared else "BoxPredictionTower", num_maps)
-        self._box = self._predictor("BoxPredictor", anchors * options.box_code_size, 0.0)
+        self._box = self._predictor("BoxPredictor", self._anchors * options.box_code_size, 0.0)
         self._class_tower = self._box_tower if shared else self._tower("ClassPredictionTower", num_maps)
-        self._classes = self._predictor(CLASS_SCOPE, anchors * class_slots, options.class_prediction_bias_init)
+        self._classes = self._predictor(CLASS_SCOPE, self._anchors * class_slots, options.class_prediction_bias_init)
 
     def _tower(self, name: str, num_maps: int) -> list[_TowerLayer]:
         count = self._options.num_layers_before_predictor
@@ -173,7 +174,14 @@ class SharedHead(tf.Module):
 
     def is_class_head(self, name: str) -> bool:
         """Whether a canonical name is a variable whose shape depends on the number of classes."""
-        return f"/{CLASS_SCOPE}/" in name and not name.endswith("/depthwise_weights")
+        return name.startswith(f"{SCOPE}/{CLASS_SCOPE}/") and not name.endswith("/depthwise_weights")
+
+    def class_layout(self, name: str) -> ClassLayout | None:
+        """Where each class has its outputs in a variable of the class predictor; None for other variables.
+
+        Which slot is the background's, if any, is for the detector to say.
+        """
+        return ClassLayout(self._anchors, self._class_slots) if self.is_class_head(name) else None
 
 
 def _through(tower: list[_TowerLayer], features: tf.Tensor, index: int, training: bool) -> tf.Tensor:

@@ -1,0 +1,212 @@
+"""Backbones from other frameworks' classification nets: names, layouts, epsilons, and what comes out."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from od_finetune.checkpoints.arrays import HWIO, OIHW, ArraySource
+from od_finetune.checkpoints.plan import RestorePlan, RestoreRequest, Status, Target
+from od_finetune.models import layers
+from od_finetune.models.backbones import mobilenet_v1, mobilenet_v2
+from od_finetune.names import apply_rules
+
+FIXTURES = Path(__file__).parent / "fixtures"
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
+LEAVES = [(r"/weights$", "/kernel"), (r"/depthwise_weights$", "/depthwise_kernel")]
+
+
+@pytest.fixture(scope="module")
+def recorder():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(TOOLS))
+        yield importlib.import_module("record_torch_names")
+
+
+def _source(values, layout=OIHW, **fields):
+    shapes = {name: value.shape for name, value in values.items()}
+    return ArraySource("net.bin", "arrays", shapes, values.__getitem__, layout, **fields)
+
+
+class Net:
+    """A backbone and the target it is."""
+
+    def __init__(self, module, family, levels, tf2_rules, **options):
+        scope = f"FeatureExtractor/{module.__name__}"
+        self.module = module(scope, family.DEFAULTS._replace(norm=self._norm(**options)), levels, explicit_padding=True)
+        self.module(tf.zeros([1, 32, 32, 3]))
+        self.variables = layers.named_variables(self.module)
+        norms = {name: layer for name, layer in layers.weighted_layers(self.module).items() if "BatchNorm" in name}
+        self.target = Target(
+            {name: tuple(variable.shape) for name, variable in self.variables.items()},
+            {name: apply_rules(name, [*tf2_rules, *LEAVES]) for name in self.variables},
+            lambda name: "backbone",
+            lambda name: False,
+            epsilons={name: layer.epsilon for name, layer in norms.items()},
+            vocabularies=family.VOCABULARIES,
+        )
+
+    @staticmethod
+    def _norm(**options):
+        return layers.BatchNorm(decay=0.9997, epsilon=0.001, scale=True)._replace(**options)
+
+    def restore(self, source, **request):
+        plan = RestorePlan.compute(self.target, [(source, RestoreRequest(source.path, "classification", **request))])
+        plan.apply(self.variables)
+        return plan
+
+
+@pytest.fixture(scope="module")
+def v2():
+    return Net(mobilenet_v2.MobilenetV2, mobilenet_v2, ("layer_8", "layer_19"), mobilenet_v2.TF2_RULES)
+
+
+@pytest.fixture(scope="module")
+def v1():
+    return Net(mobilenet_v1.MobilenetV1, mobilenet_v1, ("Conv2d_13_pointwise",), mobilenet_v1.TF2_RULES)
+
+
+def _torchvision(recorder):
+    return recorder.weights(recorder.read_names(FIXTURES / "torchvision_mobilenet_v2.names"))
+
+
+def _check_features(net, recorder):
+    """Against torch's own of the same weights."""
+    features = net.module(tf.constant(recorder.image().transpose(0, 2, 3, 1)))
+    with np.load(FIXTURES / "torchvision_mobilenet_v2.npz") as recorded:
+        for level in recorded:
+            expected = recorded[level].transpose(0, 2, 3, 1)
+            np.testing.assert_allclose(features[level], expected, atol=1e-3 * expected.std(), err_msg=level)
+
+
+@pytest.mark.parametrize("network", ["torchvision", "timm"])
+def test_mobilenet_v2_computes_what_torch_does(v2, recorder, network):
+    values = _torchvision(recorder)
+    if network == "timm":  # the same tensors in the same order, see the tool
+        names = recorder.read_names(FIXTURES / "timm_mobilenetv2_100.names")
+        assert list(names.values()) == [value.shape for value in values.values()]
+        values = dict(zip(names, values.values(), strict=True))
+    plan = v2.restore(_source(values))
+    assert {row.rule for row in plan.rows} == {network}
+    assert {row.status for row in plan.rows} == {Status.RESTORED}
+    assert [name.rpartition(".")[0] for name in plan.sources[0].unused] == ["classifier.1"] * 2 or network == "timm"
+    _check_features(v2, recorder)
+    assert {row.transform for row in plan.rows} == {
+        "OIHW -> HWIO", "depthwise OIHW -> HWIO", "epsilon 1e-05 -> 0.001", None
+    }  # fmt: skip
+    assert "52 batch norms have another epsilon in the checkpoint" in plan.text()
+
+
+def test_without_the_epsilon_the_features_would_differ(v2, recorder):
+    """That is, the check above can fail."""
+    v2.restore(_source(_torchvision(recorder)), batch_norm_epsilon=0.001)
+    with pytest.raises(AssertionError, match="layer_"):
+        _check_features(v2, recorder)
+
+
+def test_names_of_one_prefix_more_take_a_map(v2, recorder):
+    values = {f"backbone.body.{name}": value for name, value in _torchvision(recorder).items()}
+    plan = v2.restore(_source(values), map=((r"^backbone\.body\.", ""),))
+    assert len(plan.with_status(Status.RESTORED)) == len(plan.rows) == 260
+    assert plan.rows[0].source == "backbone.body.features.0.0.weight"  # as the file has it
+    _check_features(v2, recorder)
+
+
+def test_by_order_under_names_nobody_knows(v2, recorder):
+    values = _torchvision(recorder)
+    scopes = list(dict.fromkeys(name.rpartition(".")[0] for name in values))
+    odd = {f"m{scopes.index(name.rpartition('.')[0])}.{name.rpartition('.')[2]}": v for name, v in values.items()}
+    plan = v2.restore(_source(odd), by_order=True)
+    assert {row.rule for row in plan.rows} == {"by order"}
+    assert "  FeatureExtractor/MobilenetV2/Conv <- m0 [3, 3, 3, 32]" in plan.text().splitlines()
+    _check_features(v2, recorder)
+
+
+def test_norms_without_gamma_take_the_epsilon_into_their_variance(recorder):
+    net = Net(
+        mobilenet_v2.MobilenetV2, mobilenet_v2, ("layer_8", "layer_19"), mobilenet_v2.TF2_RULES,
+        scale=False, epsilon=1e-6,
+    )  # fmt: skip
+    values = _torchvision(recorder)
+    norms = [name.removesuffix("running_var") for name in values if name.endswith("running_var")]
+    for norm in norms:  # gamma goes into the kernel of the next layer or is 1: here it is 1
+        values[f"{norm}weight"] = np.ones_like(values[f"{norm}weight"])
+    plan = net.restore(_source(values))
+    assert {row.transform for row in plan.rows if row.name.endswith("variance")} == {"epsilon 1e-05 -> 1e-06"}
+    name = "FeatureExtractor/MobilenetV2/Conv/BatchNorm/moving_variance"
+    np.testing.assert_allclose(net.variables[name], values["features.0.1.running_var"] + 9e-6, rtol=1e-5)
+    assert "epsilon" not in (plan.rows[1].transform or "")
+
+
+def test_mobilenet_v1_of_timm(v1, recorder):
+    values = recorder.weights(recorder.read_names(FIXTURES / "timm_mobilenetv1_100.names"))
+    plan = v1.restore(_source(values))
+    assert {(row.rule, row.status) for row in plan.rows} == {("timm", Status.RESTORED)}
+    assert plan.sources[0].unused == ("classifier.bias", "classifier.weight")
+    by_order = v1.restore(_source(values), by_order=True)  # timm's names say which layer is which: the orders agree
+    assert [row.source for row in by_order.rows] == [row.source for row in plan.rows]
+
+
+# As GluonCV's model_zoo/mobilenet.py puts its blocks together: the sequences' positions, and the parameters' names.
+GLUON = {
+    "MobilenetV1/Conv2d_0/weights": ("features.0.weight", "mobilenet0_conv0_weight"),
+    "MobilenetV1/Conv2d_1_depthwise/BatchNorm/gamma": ("features.4.gamma", "mobilenet0_batchnorm1_gamma"),
+    "MobilenetV1/Conv2d_13_pointwise/BatchNorm/moving_variance": (
+        "features.79.running_var", "mobilenet0_batchnorm26_running_var",
+    ),
+    "MobilenetV2/Conv/weights": ("features.0.weight", "mobilenetv20_features_conv0_weight"),
+    "MobilenetV2/Conv/BatchNorm/beta": ("features.1.beta", "mobilenetv20_features_batchnorm0_beta"),
+    "MobilenetV2/expanded_conv/depthwise/depthwise_weights": (
+        "features.3.out.0.weight", "mobilenetv20_features_linearbottleneck0_conv0_weight",
+    ),
+    "MobilenetV2/expanded_conv/project/BatchNorm/gamma": (
+        "features.3.out.4.gamma", "mobilenetv20_features_linearbottleneck0_batchnorm1_gamma",
+    ),
+    "MobilenetV2/expanded_conv_16/project/weights": (
+        "features.19.out.6.weight", "mobilenetv20_features_linearbottleneck16_conv2_weight",
+    ),
+    "MobilenetV2/Conv_1/BatchNorm/moving_mean": (
+        "features.21.running_mean", "mobilenetv20_features_batchnorm1_running_mean",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("canonical", GLUON)
+def test_gluon_names(canonical):
+    family = mobilenet_v1 if "V1" in canonical else mobilenet_v2
+    gluon, parameters, stripped = (v for v in family.VOCABULARIES if v.name.startswith("GluonCV"))
+    name = f"FeatureExtractor/{canonical}"
+    assert (apply_rules(name, gluon.rules), apply_rules(name, parameters.rules)) == GLUON[canonical]
+    assert f"mobilenet{'0' if 'V1' in canonical else 'v20'}_{apply_rules(name, stripped.rules)}" == GLUON[canonical][1]
+
+
+@pytest.mark.parametrize("net, family", [("v1", mobilenet_v1), ("v2", mobilenet_v2)])
+def test_every_vocabulary_names_every_variable_once(request, net, family):
+    names = request.getfixturevalue(net).variables
+    for vocabulary in family.VOCABULARIES:
+        spelled = {apply_rules(name, vocabulary.rules) for name in names}
+        assert len(spelled) == len(names) and not any("/" in name for name in spelled), vocabulary.name
+
+
+def test_keras_3_calls_depthwise_kernels_kernels(v1):
+    values = {
+        v1.target.tf2_names[name].replace("depthwise_kernel", "kernel"): np.full(shape, 0.5, np.float32)
+        for name, shape in v1.target.shapes.items()
+    }
+    plan = v1.restore(_source(values, HWIO))
+    assert {row.rule for row in plan.rows} == {"TF2 name", "Keras 3 name"}
+    assert all(row.status is Status.RESTORED for row in plan.rows)
+
+
+def test_a_checkpoint_under_two_vocabularies_is_told(v2, recorder):
+    values = _torchvision(recorder)
+    names = recorder.read_names(FIXTURES / "timm_mobilenetv2_100.names")
+    both = values | dict(zip(names, values.values(), strict=True))
+    plan = v2.restore(_source(both))
+    notice = "260 variables are in the checkpoint under more than one name; taken is the first"
+    assert any(notice in line and "(torchvision)" in line and "(timm)" in line for line in plan.text().splitlines())
+    assert v2.restore(_source(both), skip=(r"^(blocks|bn\d|conv_)",)).sources[0].notices[0].startswith("52 batch norms")
