@@ -29,6 +29,11 @@ DISTILLATION_LOSS = "Loss/distillation_loss"
 TOTAL_LOSS = "Loss/total_loss"
 
 
+ObjectTree = dict[str, "ObjectTree | str"]
+"""Objects of a TF2 checkpoint's object graph by the attribute that holds them. A string is a variable, by its canonical
+name. One dict in two places is one object."""
+
+
 class Groundtruth(NamedTuple):
     """Labelled objects of a batch of images, padded to one length (without `B` for a single image)."""
 
@@ -157,6 +162,13 @@ class Detector(Protocol):
 
     def tf2_names(self) -> dict[str, str]:
         """Canonical name -> the full name the OD API's TF2 checkpoints store for the same variable."""
+
+    def tf2_objects(self) -> ObjectTree:
+        """The detector's node in the object graph of the OD API's TF2 checkpoints.
+
+        Raises:
+          UserError: the OD API's TF2 half has no such detector.
+        """
 
     def vocabularies(self) -> tuple[Vocabulary, ...]:
         """Under which names published classification nets have the backbone."""

@@ -14,7 +14,7 @@ import od_finetune
 PACKAGE = Path(od_finetune.__file__).parent
 # What a folder or module of the package may import of the rest of the package. Listed once, from the bottom up.
 BASE = {"fields", "errors", "files", "randomness"}
-SHARED = BASE | {"boxes", "names", "object_keys", "text_table"}
+SHARED = BASE | {"boxes", "names", "object_keys", "text_table", "zoo"}
 PARTS = ["training", "models", "data", "checkpoints", "metrics", "export", "visualization"]
 ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "names": {"errors"},
     "object_keys": set(),
     "text_table": set(),
+    "zoo": BASE,
     **{part: SHARED for part in PARTS},
     "config": SHARED | set(PARTS) | {"protos"},
     "experiment": SHARED | set(PARTS) | {"config", "protos"},

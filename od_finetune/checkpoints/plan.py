@@ -53,8 +53,8 @@ class RestorePlan:
           transfer: carries rows of the class predictor over by the name of their class, from each source that has it.
 
         Raises:
-          UserError: a rule of a request or demand matches nothing, moving averages are asked of a source without any, or
-            the transfer's label map is not the checkpoint's.
+          UserError: a rule of a request or demand matches nothing, moving averages are asked of a source without any,
+            or the transfer's label map is not the checkpoint's.
         """
         parts = []
         for origin, (source, request) in enumerate(sources):

@@ -21,6 +21,7 @@ from od_finetune.checkpoints.readers import (
     torch_file,
 )
 from od_finetune.errors import UnreadableError, UserError
+from od_finetune.zoo import cache
 
 
 class Source(Protocol):
@@ -80,6 +81,7 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     Args:
       path: for a TensorFlow checkpoint its prefix (`model.ckpt`, `ckpt-0`), one of its files, or a directory that
         has a `checkpoint` state file or one checkpoint; for the other formats the file, or the SavedModel's directory.
+        `zoo:NAME` is a published checkpoint, downloaded if need be.
 
     Raises:
       UnreadableError: nothing lies there, or the file is damaged or half written.
@@ -88,6 +90,8 @@ def open_source(path: str | os.PathLike[str]) -> Source:
     path = os.path.expanduser(os.fspath(path))
     if not path:
         raise UserError("the checkpoint's path is empty; expected a path such as 'ssd/model.ckpt'")
+    if cache.is_name(path):
+        path = os.fspath(cache.fetch(path))
     for reader in READERS:
         if reader.sniff(path):
             return reader.open(path)

@@ -64,7 +64,7 @@ def export_trained(
         input_type,
         input_shape,
         pipeline_config=pipeline.to_text(config),
-        label_map=_label_map(config),
+        label_map=label_map_text(config),
         formats=formats,
         overwrite=overwrite,
     )
@@ -96,6 +96,11 @@ def load_trained(
     """
     source = open_source(checkpoint)
     restore_trained(detector, source, use_moving_averages)
+    return training_step(source)
+
+
+def training_step(source: Source) -> int:
+    """The step at which a checkpoint was written; 0 where it does not say."""
     entries = source.other_entries()
     return next((int(source.read(name)) for name in _STEP_NAMES if name in entries), 0)
 
@@ -118,7 +123,7 @@ def _apply_averages(variables: Mapping[str, Any], source: Source) -> None:
     logger.info("Moving averages replace %d of %d variables", len(found), len(variables))
 
 
-def _label_map(config: TrainEvalPipelineConfig) -> str | None:
+def label_map_text(config: TrainEvalPipelineConfig) -> str | None:
     """The text of the first label map file that the config names and that exists."""
     readers = [*config.eval_input_reader, config.train_input_reader]
     for path in dict.fromkeys(reader.label_map_path for reader in readers if reader.label_map_path):

@@ -38,6 +38,8 @@ class Row(NamedTuple):
     neck: Callable[[ssd_pb2.SsdFeatureExtractor, necks.NeckSource, ConvHyperparams], necks.Neck]
     levels: tuple[str, ...]  # of the backbone, those the neck may take, finest first
     tf2_scope: str  # in front of the neck's TF2 names
+    tf2_neck: str = ""  # see necks.NeckSource; empty where the OD API has no such type
+    tf2_lists: tuple[str, ...] = ()  # see necks.NeckSource
     lite: dict[str, Any] = {}  # further arguments of the backbone where use_depthwise is set
 
 
@@ -91,6 +93,7 @@ def _mobilenet_v1(keras: bool) -> Row:
         neck=necks.build_multires,
         levels=("Conv2d_11_pointwise", "Conv2d_13_pointwise"),
         tf2_scope="ssd_mobile_net_v1_keras_feature_extractor",
+        tf2_neck="_feature_map_generator",
     )
 
 
@@ -110,6 +113,7 @@ def _mobilenet_v2(keras: bool) -> Row:
         neck=necks.build_multires,
         levels=("layer_15/expansion_output", "layer_19"),
         tf2_scope="ssd_mobile_net_v2_keras_feature_extractor",
+        tf2_neck="feature_map_generator",
     )
 
 
@@ -120,6 +124,7 @@ def _mobilenet_v2_fpn(keras: bool) -> Row:
         tf2_scope="ssd_mobile_net_v2_fpn_keras_feature_extractor",
         # TF1's FPNLite has a narrow last convolution; TF2 leaves it as it is.
         lite={} if keras else {"last_filters": 256},
+        tf2_lists=("_conv_defs",),
     )
 
 
@@ -173,7 +178,9 @@ def build_extractor(proto: ssd_pb2.SsdFeatureExtractor, freeze_batchnorm: bool =
     hyperparams = hyperparams._replace(plain_pointwise=row.keras)
     if freeze_batchnorm:
         base, hyperparams = base.frozen_batchnorm(), hyperparams.frozen_batchnorm()
-    source = necks.NeckSource(family.scope, row.levels, row.tf2_scope, row.keras, family.last_layer)
+    source = necks.NeckSource(
+        family.scope, row.levels, row.tf2_scope, row.tf2_neck, row.tf2_lists, row.keras, family.last_layer
+    )
     neck = row.neck(proto, source, hyperparams)
     backbone = family.backbone(
         family.scope,

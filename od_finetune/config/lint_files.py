@@ -12,13 +12,21 @@ from od_finetune.config.finding import ERROR, WARNING, Finding
 from od_finetune.config.label_map import load_label_map
 from od_finetune.errors import UserError
 from od_finetune.protos import input_reader_pb2
+from od_finetune.zoo import cache
 
 _PLACEHOLDER = "PATH_TO_BE_CONFIGURED"
 
 
 def checkpoint(path: str, prefix: str) -> Iterator[Finding]:
-    """`prefix` is what `fine_tune_checkpoint` holds: a file, a folder, or a prefix of `.index` and `.data-...`."""
+    """`prefix` is what `fine_tune_checkpoint` holds: a file, a folder, a prefix of `.index` and `.data-...`, or the
+    `zoo:NAME` of a published checkpoint."""
     if not prefix:
+        return
+    if cache.is_name(prefix):
+        try:
+            cache.find(prefix)
+        except UserError as error:
+            yield Finding(ERROR, path, str(error))
         return
     if placeholder := _placeholder(path, prefix, "of the checkpoint to start from"):
         yield placeholder

@@ -30,6 +30,8 @@ class NeckSource(NamedTuple):
     scope: str
     levels: tuple[str, ...]  # those that this kind of neck may take, finest first
     tf2_scope: str  # in front of the neck's TF2 names
+    tf2_neck: str  # the attribute that holds the neck in TF2 checkpoints, where that differs between types
+    tf2_lists: tuple[str, ...]  # lists without variables that the extractor holds there where use_depthwise is set
     keras: bool  # a type of the OD API's TF2 half
     last_layer: int  # the number of the backbone's last layer, where names count on from it
 
@@ -55,6 +57,7 @@ def build_multires(proto: ssd_pb2.SsdFeatureExtractor, source: NeckSource, hyper
         min_depth=proto.min_depth,
         explicit_padding=proto.use_explicit_padding,
         use_depthwise=proto.use_depthwise,
+        tf2_attribute=source.tf2_neck,
     )
     levels = tuple(entry.level for entry in layout if entry.level)
     return Neck(levels, module, len(layout), _in_scope(source.tf2_scope, multires.TF2_RULES))
@@ -87,6 +90,7 @@ def build_fpn(proto: ssd_pb2.SsdFeatureExtractor, source: NeckSource, hyperparam
         explicit_padding=proto.use_explicit_padding,
         use_depthwise=proto.use_depthwise,
         pass_smoothed=source.keras,
+        tf2_lists=source.tf2_lists if proto.use_depthwise else (),
     )
     return Neck(levels, module, high - low + 1, _in_scope(source.tf2_scope, fpn.tf2_rules(proto.use_depthwise)))
 

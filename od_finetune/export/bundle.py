@@ -13,7 +13,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from od_finetune.errors import UserError
-from od_finetune.export import frozen_graph, saved_model
+from od_finetune.export import checkpoint_tf1, frozen_graph, saved_model
 from od_finetune.export.signatures import trace
 from od_finetune.fields import Detector
 
@@ -25,7 +25,8 @@ FORMATS = ("frozen_graph", "saved_model")
 _OWN_ENTRIES = {
     frozen_graph.FILE_NAME,
     saved_model.DIRECTORY_NAME,
-    CHECKPOINT_DIRECTORY,
+    CHECKPOINT_DIRECTORY,  # also the name of the state file beside a TF1 checkpoint
+    *checkpoint_tf1.FILES,
     PIPELINE_FILE,
     LABEL_MAP_FILE,
 }

@@ -148,6 +148,7 @@ class ConvUnit(tf.Module):
         )
         self.norm = norm_layer(scope, hyperparams.norm)
         self._activation = ACTIVATIONS[hyperparams.activation] if activate else None
+        self.explicit_padding, self.activates = self._padding > 0, activate
 
     def __call__(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         """`[B, H, W, C]` -> `[B, h, w, filters]`. In training, batch norm updates its moving statistics here."""
@@ -270,14 +271,15 @@ def weighted_layers(module: tf.Module) -> dict[str, tf_keras.layers.Layer]:
     return layers
 
 
+def weight_leaves(layer: tf_keras.layers.Layer) -> dict[str, str]:
+    """tf_keras's name -> leaf of the canonical name, of every variable of one layer."""
+    there = (attribute for attribute in _WEIGHT_ATTRIBUTES if getattr(layer, attribute, None) is not None)
+    return {attribute: _LEAVES.get(attribute, attribute) for attribute in there}
+
+
 def layer_variables(layer: tf_keras.layers.Layer) -> dict[str, tf.Variable]:
     """The variables of one layer by the leaf of their canonical name."""
-    variables = {}
-    for attribute in _WEIGHT_ATTRIBUTES:
-        variable = getattr(layer, attribute, None)
-        if variable is not None:
-            variables[_LEAVES.get(attribute, attribute)] = variable
-    return variables
+    return {leaf: getattr(layer, attribute) for attribute, leaf in weight_leaves(layer).items()}
 
 
 def named_variables(module: tf.Module) -> dict[str, tf.Variable]:

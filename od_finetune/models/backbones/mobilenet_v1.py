@@ -7,6 +7,8 @@ from collections.abc import Callable
 import tensorflow as tf
 import tf_keras
 
+from od_finetune.fields import ObjectTree
+from od_finetune.models import tf2_objects
 from od_finetune.models.backbones import spellings
 from od_finetune.models.layers import BatchNorm, ConvHyperparams, ConvUnit
 from od_finetune.models.stages import Block
@@ -149,6 +151,10 @@ class MobilenetV1(tf.Module):
             units.setdefault("_".join(name.split("_")[:2]), []).append(unit)
         strides = [2, *(stride for stride, _ in _BLOCKS)]
         return [Block(name, stride, group) for (name, group), stride in zip(units.items(), strides, strict=False)]
+
+    def tf2_objects(self) -> ObjectTree:
+        """Its node in the object graph of the OD API's TF2 checkpoints: a functional model."""
+        return tf2_objects.functional(node for unit in self._units for node in tf2_objects.unit(unit))
 
     def __call__(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
         """Normalised `[B, H, W, 3]` -> the feature levels `[B, h, w, C]` by name."""

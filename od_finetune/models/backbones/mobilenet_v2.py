@@ -7,6 +7,8 @@ from collections.abc import Callable
 import tensorflow as tf
 import tf_keras
 
+from od_finetune.fields import ObjectTree
+from od_finetune.models import tf2_objects
 from od_finetune.models.backbones import spellings
 from od_finetune.models.layers import BatchNorm, ConvHyperparams, ConvUnit
 from od_finetune.models.stages import Block
@@ -167,6 +169,11 @@ class InvertedResidual(tf.Module):
         self.project = ConvUnit(f"{scope}/project", hyperparams, filters, activate=False)
         self._residual = stride == 1 and inputs == filters
 
+    def tf2_objects(self) -> list[ObjectTree]:
+        """Its layers in the object graph of the OD API's TF2 checkpoints; the last one is the addition."""
+        units = [unit for unit in (self.expand, self.depthwise, self.project) if unit is not None]
+        return [node for unit in units for node in tf2_objects.unit(unit)] + [{}] * self._residual
+
     def __call__(self, inputs: tf.Tensor, training: bool) -> tuple[tf.Tensor, tf.Tensor]:
         """`[B, H, W, C]` -> the output and what the expansion made of the input (a feature level of its own)."""
         expanded = inputs if self.expand is None else self.expand(inputs, training)
@@ -225,6 +232,12 @@ class MobilenetV2(tf.Module):
             Block(f"layer_{number}", stride, module)
             for number, (module, stride) in enumerate(zip(modules, strides, strict=False), start=1)
         ]
+
+    def tf2_objects(self) -> ObjectTree:
+        """Its node in the object graph of the OD API's TF2 checkpoints: a functional model."""
+        nodes = tf2_objects.unit(self._first)
+        nodes += [node for block in self._blocks for node in block.tf2_objects()]
+        return tf2_objects.functional(nodes + (tf2_objects.unit(self._last) if self._last is not None else []))
 
     def __call__(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
         """Normalised `[B, H, W, 3]` -> the feature levels `[B, h, w, C]` by name."""

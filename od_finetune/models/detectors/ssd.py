@@ -186,6 +186,16 @@ class SSD(tf.Module):
         """Canonical name -> the full name the OD API's TF2 checkpoints store for the same variable."""
         return {name: apply_rules(name, self._rules[self.part(name)] + _TF2_LEAVES) for name in self.named_variables()}
 
+    def tf2_objects(self) -> fields.ObjectTree:
+        """The detector's node in the object graph of the OD API's TF2 checkpoints."""
+        self.build()
+        return {
+            "_groundtruth_lists": {},
+            "_box_predictor": self.head.tf2_objects(),
+            "_feature_extractor": self.neck.tf2_objects(self.backbone.tf2_objects()),
+            "_batched_prediction_tensor_names": {},
+        }
+
     def vocabularies(self) -> tuple[Vocabulary, ...]:
         """Under which names published classification nets have the backbone."""
         return self._vocabularies

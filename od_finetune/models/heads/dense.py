@@ -7,7 +7,8 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from od_finetune import randomness
-from od_finetune.fields import ClassLayout
+from od_finetune.fields import BOX_ENCODINGS, CLASS_PREDICTIONS, ClassLayout, ObjectTree
+from od_finetune.models import tf2_objects
 from od_finetune.models.layers import ConvHyperparams, ConvUnit, conv_layer
 
 # Canonical name -> full name in the OD API's TF2 checkpoints.
@@ -34,6 +35,7 @@ class ConvolutionalHeadOptions(NamedTuple):
     min_depth: int = 0
     max_depth: int = 0
     dropout_keep_probability: float = 1.0  # before the class predictor, while training; 1 = no dropout
+    use_dropout: bool = False  # the layer counts in TF2 checkpoints, whatever it keeps
     apply_sigmoid_to_scores: bool = False
     class_prediction_bias_init: float = 0.0
     use_depthwise: bool = False
@@ -66,6 +68,19 @@ class _MapHead(tf.Module):
         count = options.num_layers_before_predictor if depth > 0 else 0
         names = (f"{self._scope}/Conv2d_{i}_1x1_{depth}" for i in range(count))
         return [ConvUnit(name, options.hyperparams, depth) for name in names]
+
+    def tf2_objects(self) -> tuple[ObjectTree, ObjectTree, ObjectTree]:
+        """Shared convolutions, box head and class head in the object graph of the OD API's TF2 checkpoints."""
+        shared, boxes, classes = (
+            [node for layer in layers for node in tf2_objects.layers_of(layer)]
+            for layers in (self.shared or [], self.box, self.classes)
+        )
+        dropout: list[ObjectTree] = [{}] * self._options.use_dropout
+        return (
+            tf2_objects.listed(shared),
+            {"_box_encoder_layers": tf2_objects.listed(boxes)},
+            {"_class_predictor_layers": tf2_objects.listed(dropout + classes)},
+        )
 
     def __call__(self, features: tf.Tensor, training: bool) -> tuple[tf.Tensor, tf.Tensor]:
         if self.shared is None:
@@ -121,6 +136,15 @@ class ConvolutionalHead(tf.Module):
         if self._options.box_encodings_clip_range is not None:
             box_encodings = tf.clip_by_value(box_encodings, *self._options.box_encodings_clip_range)
         return box_encodings, tf.sigmoid(scores) if self._options.apply_sigmoid_to_scores else scores
+
+    def tf2_objects(self) -> ObjectTree:
+        """Its node in the object graph of the OD API's TF2 checkpoints."""
+        shared, boxes, classes = map(tf2_objects.listed, zip(*(head.tf2_objects() for head in self._maps), strict=True))
+        return {
+            "_prediction_heads": {BOX_ENCODINGS: boxes, CLASS_PREDICTIONS: classes},
+            "_sorted_head_names": {},
+            "_shared_nets": shared,
+        }
 
     def is_class_head(self, name: str) -> bool:
         """Whether a canonical name is a variable whose shape depends on the number of classes."""

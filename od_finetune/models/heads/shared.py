@@ -10,7 +10,8 @@ import tf_keras
 
 from od_finetune import randomness
 from od_finetune.errors import UserError
-from od_finetune.fields import ClassLayout
+from od_finetune.fields import BOX_ENCODINGS, CLASS_PREDICTIONS, ClassLayout, ObjectTree
+from od_finetune.models import tf2_objects
 from od_finetune.models.heads.dense import CLASS_SCOPE, flatten_predictions
 from od_finetune.models.layers import ACTIVATIONS, BatchNorm, ConvHyperparams, ConvUnit, conv_layer, norm_layer
 
@@ -31,6 +32,7 @@ class SharedHeadOptions(NamedTuple):
     box_code_size: int = 4
     class_prediction_bias_init: float = 0.0
     dropout_keep_probability: float = 1.0  # before the class predictor, while training; 1 = no dropout
+    use_dropout: bool = False  # the layer counts in TF2 checkpoints, whatever it keeps
     share_prediction_tower: bool = False
     use_depthwise: bool = False
     box_encodings_clip_range: tuple[float, float] | None = None
@@ -91,6 +93,7 @@ class SharedHead(tf.Module):
         self._class_slots = class_slots
         self._anchors = anchors_per_location[0]
         num_maps = len(anchors_per_location)
+        self._num_maps = num_maps
         self._projections: list[ConvUnit] | None = None  # whether there are any is known at the first call
         shared = options.share_prediction_tower
         self._box_tower = self._tower("PredictionTower" if shared else "BoxPredictionTower", num_maps)
@@ -146,6 +149,29 @@ class SharedHead(tf.Module):
             box_encodings = tf.clip_by_value(box_encodings, *self._options.box_encodings_clip_range)
         return box_encodings, tf.concat(classes, axis=1)
 
+    def tf2_objects(self) -> ObjectTree:
+        """Its node in the object graph of the OD API's TF2 checkpoints."""
+        layer, listed = tf2_objects.layer, tf2_objects.listed
+        dropout: list[ObjectTree] = [{}] * self._options.use_dropout
+        num_maps = self._num_maps
+        projections = [[layer(part) for part in (unit.conv, unit.norm) if part] for unit in self._projections or []]
+        boxes, box_scope = _tower_objects(self._box_tower, num_maps, built=True)
+        is_shared = self._class_tower is self._box_tower
+        classes, class_scope = _tower_objects(self._class_tower, num_maps, built=not is_shared)
+        return {
+            "_box_prediction_head": {"_box_encoder_layers": listed([layer(self._box)])},
+            "_prediction_heads": {
+                CLASS_PREDICTIONS: {"_class_predictor_layers": listed([*dropout, layer(self._classes)])}
+            },
+            "_sorted_head_names": {},
+            "_additional_projection_layers": listed(map(listed, projections or [[]] * num_maps)),
+            "_base_tower_layers_for_heads": {BOX_ENCODINGS: boxes, CLASS_PREDICTIONS: classes},
+            "_head_scope_conv_layers": {
+                "PredictionTower" if is_shared else "BoxPredictionTower": box_scope,
+                "ClassPredictionTower": class_scope,
+            },
+        }
+
     def is_class_head(self, name: str) -> bool:
         """Whether a canonical name is a variable whose shape depends on the number of classes."""
         return name.startswith(f"{SCOPE}/{CLASS_SCOPE}/") and not name.endswith("/depthwise_weights")
@@ -162,3 +188,19 @@ def _through(tower: list[_TowerLayer], features: tf.Tensor, index: int, training
     for layer in tower:
         features = layer(features, index, training)
     return features
+
+
+def _tower_objects(tower: list[_TowerLayer], num_maps: int, built: bool) -> tuple[ObjectTree, ObjectTree]:
+    """The layers of a tower for each feature map, and its convolutions alone. TF2 has a class tower even where the one
+    for boxes serves both; its layers are never called, so that they have no variables (`built` is False)."""
+    convolutions = [tf2_objects.layer(stage.conv) if built else {} for stage in tower]
+
+    def layers(index: int) -> list[ObjectTree]:
+        nodes: list[ObjectTree] = []
+        for stage, convolution in zip(tower, convolutions, strict=True):
+            norm = stage.norms[index]
+            nodes += [convolution, *([tf2_objects.layer(norm) if built else {}] if norm else []), {}]
+        return nodes
+
+    listed = tf2_objects.listed
+    return listed(listed(layers(index)) for index in range(num_maps)), listed(convolutions)

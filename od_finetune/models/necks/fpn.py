@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from od_finetune.fields import ObjectTree
+from od_finetune.models import tf2_objects
 from od_finetune.models.layers import ConvHyperparams, ConvUnit, conv_layer, spatial_shape
 from od_finetune.names import Rules
 
@@ -40,6 +42,7 @@ class FeaturePyramid(tf.Module):
       use_depthwise: 3x3 convolutions are separable (FPNLite).
       pass_smoothed: the next finer level takes the smoothed map, as in the OD API's TF2 half, not the sum before it,
         as in the paper and TF1.
+      tf2_lists: lists without variables that the OD API's TF2 extractor holds first.
     """
 
     def __init__(
@@ -53,9 +56,11 @@ class FeaturePyramid(tf.Module):
         explicit_padding: bool = False,
         use_depthwise: bool = False,
         pass_smoothed: bool = False,
+        tf2_lists: tuple[str, ...] = (),
     ):
         super().__init__()
         self._levels = tuple(levels)
+        self._tf2_lists = tf2_lists
         self._pass_smoothed = pass_smoothed
 
         def conv3x3(name: str, stride: int) -> ConvUnit:
@@ -70,6 +75,25 @@ class FeaturePyramid(tf.Module):
         # One pair per finer level, coarsest first.
         self._down = [(projection(n), conv3x3(f"smoothing_{n}", 1)) for n in range(len(levels) - 1, 0, -1)]
         self._up = [conv3x3(f"bottom_up_Conv2d_{last_layer + n}", 2) for n in range(1, coarser + 1)]
+
+    def tf2_objects(self, backbone: ObjectTree) -> ObjectTree:
+        """The OD API's TF2 extractor, `backbone` in it, in the object graph of its checkpoints."""
+        layer, unit, listed = tf2_objects.layer, tf2_objects.unit, tf2_objects.listed
+        # Where padding is explicit, a layer cuts the enlarged map to the size of the finer one.
+        cut: list[list[ObjectTree]] = [[{}] * smooth.explicit_padding for _, smooth in self._down]
+        return {
+            **{name: {} for name in self._tf2_lists},
+            "_feature_blocks": {},
+            "_coarse_feature_layers": listed(listed(unit(up)) for up in self._up),
+            "classification_backbone": backbone,
+            "_fpn_features_generator": {
+                "top_layers": listed([layer(self._top)]),
+                "residual_blocks": listed(listed([layer(project)]) for project, _ in self._down),
+                "top_down_blocks": listed(listed([{}]) for _ in self._down),
+                "reshape_blocks": listed(map(listed, cut)),
+                "conv_layers": listed(listed(unit(smooth)) for _, smooth in self._down),
+            },
+        }
 
     def __call__(self, features: dict[str, tf.Tensor], training: bool = False) -> list[tf.Tensor]:
         """Backbone levels by name -> maps `[B, h, w, depth]`, finest first."""

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from od_finetune.fields import ObjectTree
+from od_finetune.models import tf2_objects
 from od_finetune.models.layers import ConvHyperparams, ConvUnit
 
 
@@ -38,6 +40,7 @@ class MultiResolutionFeatureMaps(tf.Module):
       depth_multiplier, min_depth: a depth becomes max(int(depth * depth_multiplier), min_depth).
       explicit_padding: see `layers.fixed_padding`.
       use_depthwise: the 3x3 convolution is a depthwise one and a 1x1 (SSDLite).
+      tf2_attribute: what the OD API's TF2 extractor calls this.
     """
 
     def __init__(
@@ -49,8 +52,10 @@ class MultiResolutionFeatureMaps(tf.Module):
         min_depth: int = 16,
         explicit_padding: bool = False,
         use_depthwise: bool = False,
+        tf2_attribute: str = "feature_map_generator",
     ):
         super().__init__()
+        self._tf2_attribute = tf2_attribute
         self._sources = tuple(entry.level for entry in layout)
         self._new: list[list[ConvUnit]] = []
 
@@ -71,6 +76,21 @@ class MultiResolutionFeatureMaps(tf.Module):
             else:
                 units.append(ConvUnit(name, hyperparams, final, 3, 2, explicit_padding))
             self._new.append(units)
+
+    def tf2_objects(self, backbone: ObjectTree) -> ObjectTree:
+        """The OD API's TF2 extractor, `backbone` in it, in the object graph of its checkpoints."""
+        new = iter(self._new)
+        units = ([] if level else next(new) for level in self._sources)
+        layout: ObjectTree = {"from_layer": {}, "layer_depth": {}}
+        convolutions = ([node for unit in group for node in tf2_objects.unit(unit)] for group in units)
+        return {
+            "_feature_map_layout": layout,
+            "classification_backbone": backbone,
+            self._tf2_attribute: {
+                "feature_map_layout": layout,
+                "convolutions": tf2_objects.listed(map(tf2_objects.listed, convolutions)),
+            },
+        }
 
     def __call__(self, features: dict[str, tf.Tensor], training: bool = False) -> list[tf.Tensor]:
         """Backbone levels by name -> feature maps, finest first."""
