@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from od_finetune import names
-from od_finetune.checkpoints import layouts, vocabularies_tfvision
+from od_finetune.checkpoints import layouts
 from od_finetune.checkpoints.records import CLASSIFICATION as BACKBONE_ONLY
 from od_finetune.checkpoints.records import Step
 from od_finetune.checkpoints.view import View

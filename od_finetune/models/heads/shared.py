@@ -13,7 +13,7 @@ from od_finetune.errors import UserError
 from od_finetune.fields import BOX_ENCODINGS, CLASS_PREDICTIONS, ClassLayout, ObjectTree
 from od_finetune.models import tf2_objects
 from od_finetune.models.heads.dense import CLASS_SCOPE, flatten_predictions
-from od_finetune.models.layers import ACTIVATIONS, BatchNorm, ConvHyperparams, ConvUnit, conv_layer, norm_layer
+from od_finetune.models.layers import ACTIVATIONS, ConvHyperparams, ConvUnit, conv_layer, norm_layer
 
 SCOPE = "WeightSharedConvolutionalBoxPredictor"
 
@@ -53,13 +53,12 @@ class _TowerLayer(tf.Module):
             separable=options.use_depthwise,
         )
         self.norms = [norm_layer(scope, hyperparams.norm, f"/feature_{i}") for i in range(num_maps)]
-        self._train_norm = isinstance(hyperparams.norm, BatchNorm) and hyperparams.norm.train
         self._activation = ACTIVATIONS[hyperparams.activation]
 
     def __call__(self, features: tf.Tensor, index: int, training: bool) -> tf.Tensor:
         outputs = self.conv(features)
         if self.norms[index] is not None:
-            outputs = self.norms[index](outputs, training=training and self._train_norm)
+            outputs = self.norms[index](outputs, training=training)
         return outputs if self._activation is None else self._activation(outputs)
 
 
