@@ -6,7 +6,6 @@ import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import orbit
 import tensorflow as tf
@@ -19,41 +18,20 @@ from od_finetune.training.evaluator import Evaluator, Interrupted, quiet
 from od_finetune.training.freeze import FreezePlan
 from od_finetune.training.freeze_proof import FREEZE_PROOF, FreezeProof
 from od_finetune.training.history import History
+from od_finetune.training.loop_records import (
+    COMPLETED,
+    EARLY_STOPPING,
+    END_OF_DATA,
+    SIGNALLED,
+    LoopSettings,
+    Outcome,
+)
 from od_finetune.training.progress import Progress
 from od_finetune.training.stopping import StopRequest
 from od_finetune.training.trainer import NotFiniteError, Trainer
 
 # Python handles a signal only between calls of the traced loop, so a call should not take much longer than this.
 _SECONDS_PER_CALL = 2.0
-
-COMPLETED = "completed"
-EARLY_STOPPING = "early stopping"
-END_OF_DATA = "end of data"
-SIGNALLED = "signal"
-
-
-class LoopSettings(NamedTuple):
-    """When to stop, save, log and evaluate; steps."""
-
-    num_steps: int = 0  # 0: until interrupted
-    batch_size: int = 1  # to report images/s
-    checkpoint_every: int = 1000  # 0: only at the end
-    keep_checkpoints: int = 5  # 0: all
-    keep_every_n_hours: float | None = None
-    log_every: int = 100
-    evaluate_every: int = 0  # 0: at every checkpoint
-    evaluate_averages: bool = False  # evaluate the moving averages of the weights
-    summaries: bool = True  # write TensorBoard events
-
-
-class Outcome(NamedTuple):
-    """How a run ended."""
-
-    step: int
-    reason: str
-    exit_code: int  # 0, or 128 + signal number as shells report it (SIGINT 130, SIGTERM 143)
-    results: dict[str, float]  # of the last evaluation
-    checkpoint: str
 
 
 class _EndOfData(Exception):

@@ -108,6 +108,14 @@ def test_other_freezing_starts_the_missing_state_anew(fake_detector, saved):
     assert not trainer.optimizer.get_slot(weights, "m").numpy().any()
 
 
+def test_what_is_frozen_since_loses_its_slots_and_average(fake_detector, tmp_path):
+    Checkpoints(make_trainer(fake_detector()), tmp_path).save()
+    trainer = make_trainer(fake_detector(1), freeze=("feature_extractor",))
+    assert Checkpoints(trainer, tmp_path).restore()
+    assert len(trainer.optimizer.variables()) == 2 * len(trainer.trained) + 1  # and the step
+    assert set(trainer.moving_average.shadows) == set(trainer.trained)
+
+
 def test_loads_weights_or_their_averages(fake_detector, saved):
     detector = fake_detector(1)
     path = checkpointing.candidates(saved)[0]
