@@ -61,6 +61,9 @@ class ShiftVariance:
         return f"epsilon {self.source_epsilon:g} -> {self.model_epsilon:g}"
 
 
+STEPS = (ScaleGamma, ShiftVariance)
+
+
 def adjust(
     rows: Sequence[Row], model_epsilons: Mapping[str, float], source_epsilon: Callable[[Row], float | None]
 ) -> tuple[Row, ...]:

@@ -69,7 +69,8 @@ def match(target: Target, source: Source, request: RestoreRequest, origin: int) 
     else:
         found = {name: finder.find(name, target.tf2_names.get(name, ""), target.shapes[name]) for name in wanted}
     rows = tuple(_row(name, target, name in wanted, found.get(name, []), view, origin) for name in target.shapes)
-    rows = epsilons.adjust(rows, target.epsilons, _epsilon_of(source, request, namings))
+    epsilon_of = _epsilon_of(source, request, namings)
+    rows = epsilons.adjust(rows, target.epsilons, lambda row: epsilon_of(row)[0])
     used = {row.source for row in rows if row.status is Status.RESTORED}
     return SourcePlan(
         source,
@@ -77,7 +78,7 @@ def match(target: Target, source: Source, request: RestoreRequest, origin: int) 
         rows,
         tuple(sorted(own for own in view.own.values() if own not in used)),
         tuple(sorted(view.excluded)),
-        (*request.notices, *source.notes, *_notices(request, view, found, rows)),
+        (*request.notices, *source.notes, *_notices(request, view, found), *_epsilon_notices(rows, epsilon_of)),
     )
 
 
@@ -128,21 +129,27 @@ def _row(
 
 def _epsilon_of(
     source: Source, request: RestoreRequest, namings: tuple[vocabularies.Naming, ...]
-) -> Callable[[Row], float | None]:
+) -> Callable[[Row], tuple[float | None, str]]:
+    """Epsilon of the batch norm that a row's source entry belongs to, and who says so."""
     by_rule = {naming.rule: naming.epsilon for naming in namings}
 
-    def epsilon(row: Row) -> float | None:
+    def epsilon(row: Row) -> tuple[float | None, str]:
+        scope, rule = leaves.split(row.source or "")[0], (row.rule or "").removesuffix(vocabularies.AS_PATH)
         if request.batch_norm_epsilon is not None:
-            return request.batch_norm_epsilon
-        usual = by_rule.get((row.rule or "").removesuffix(vocabularies.AS_PATH))
-        stated = source.epsilons.get(leaves.split(row.source or "")[0], usual)
-        return _FRAMEWORK_EPSILON if stated is None and source.layout == OIHW else stated
+            return request.batch_norm_epsilon, "batch_norm_epsilon"
+        if scope in source.epsilons:
+            return source.epsilons[scope], "the file"
+        if by_rule.get(rule) is not None:
+            return by_rule[rule], f"{rule}'s way"
+        if source.layout == OIHW:
+            return _FRAMEWORK_EPSILON, "PyTorch's and Gluon's default; batch_norm_epsilon says otherwise"
+        return None, ""
 
     return epsilon
 
 
 def _notices(
-    request: RestoreRequest, view: views.View, found: Mapping[str, list[vocabularies.Match]], rows: tuple[Row, ...]
+    request: RestoreRequest, view: views.View, found: Mapping[str, list[vocabularies.Match]]
 ) -> list[str]:
     notices = []
     if request.by_order and not view.has_order:
@@ -155,10 +162,15 @@ def _notices(
             f"{name} {view.own[first.name]} ({first.rule}), not {view.own[second.name]} ({second.rule}). Say with skip "
             "which is not meant."
         )
-    adjusted = sum("epsilon" in (row.transform or "") for row in rows)
-    if adjusted:
-        notices.append(
-            f"{adjusted} batch norms have another epsilon in the checkpoint; their scale is adapted so that inference "
-            "stays equal"
-        )
     return notices
+
+
+def _epsilon_notices(rows: tuple[Row, ...], epsilon_of: Callable[[Row], tuple[float | None, str]]) -> list[str]:
+    adjusted = [row for row in rows if any(isinstance(step, epsilons.STEPS) for step in row.steps)]
+    if not adjusted:
+        return []
+    value, reason = epsilon_of(adjusted[0])
+    return [
+        f"{len(adjusted)} batch norms have another epsilon in the checkpoint, {value:g} ({reason}); their scale is "
+        "adapted so that inference stays equal"
+    ]

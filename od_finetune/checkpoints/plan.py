@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from od_finetune import files
-from od_finetune.checkpoints import demands, diagnosis, matching, report
+from od_finetune.checkpoints import averages, demands, diagnosis, matching, report
 from od_finetune.checkpoints.matching import SourcePlan
 from od_finetune.checkpoints.records import NO_DEMAND, Demand, Inputs, RestoreRequest, Row, Status, Target
 from od_finetune.checkpoints.source import Source
@@ -46,10 +46,12 @@ class RestorePlan:
           demand: how much must be restored.
 
         Raises:
-          UserError: a rule of a request or demand matches nothing or is not valid.
+          UserError: a rule of a request or demand matches nothing, or moving averages are asked of a source without.
         """
         parts = []
         for origin, (source, request) in enumerate(sources):
+            if request.moving_averages:
+                source = averages.with_moving_averages(source)
             part = matching.match(target, source, request, origin)
             parts.append(dataclasses.replace(part, problem=diagnosis.problem(part, target)))
         rows = tuple(_merged(views) for views in zip(*(part.rows for part in parts), strict=True)) or _fresh(target)

@@ -10,7 +10,9 @@ import numpy as np
 
 from od_finetune import names
 from od_finetune.checkpoints.readers import (
+    archive,
     graph_def,
+    keras_file,
     mxnet_params,
     safetensors_file,
     saved_model,
@@ -67,6 +69,8 @@ READERS: tuple[Reader, ...] = (
     Reader("TensorFlow checkpoint", tf_checkpoint.sniff, tf_checkpoint.open_checkpoint),
     Reader("SavedModel", saved_model.sniff, saved_model.open_saved_model),
     Reader("frozen TensorFlow graph", graph_def.sniff, graph_def.open_graph),
+    Reader("Keras file", keras_file.sniff, keras_file.open_keras),
+    Reader("archive (.tar.gz, .tar, .zip) of one of these", archive.sniff, archive.open_archive),
 )
 
 

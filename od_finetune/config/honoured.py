@@ -120,7 +120,7 @@ HONOURED: dict[str, str] = {
     "max_number_of_boxes learning_rate_multiplier checkpoint_every_n_steps max_checkpoints_to_keep seed "
     "log_every_n_steps restore min_restored_fraction require "
     "freeze_through trainable_batch_norm unfreeze layer_decay weight_decay",
-    "Restore": "checkpoint type scope map only skip by_order batch_norm_epsilon",
+    "Restore": ALL,
     "NameMap": ALL,
     "LearningRateMultiplier": ALL,
     "BatchNormTraining": ALL,
@@ -272,7 +272,6 @@ UNHONOURED: dict[str, str] = {
     "TargetAssigner": ALL,
     "TrainConfig": "use_multiclass_scores use_bfloat16 summarize_gradients "
     "class_transfer keep_classes",
-    "Restore": "moving_averages",
     "ClassTransfer": ALL,
     "ClassRename": ALL,
     "NewClass": ALL,

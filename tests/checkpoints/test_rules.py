@@ -193,6 +193,24 @@ class TestRules:
         assert "the checkpoint's a/kernel and b/kernel would both become 'c/kernel'" in message
 
 
+class TestMovingAverages:
+    def test_average_in_place_of_the_weight(self):
+        values = _arrays(SHAPES, 1.0) | _arrays({f"{HEAD[0]}/ExponentialMovingAverage": SHAPES[HEAD[0]]}, 2.0)
+        shapes = {name: SHAPES[name] for name in SHAPES}
+        others = {name: value.shape for name, value in values.items() if name not in shapes}
+        source = ArraySource("net.bin", "arrays", shapes, values.__getitem__, others=others)
+        plan, model = _plan(source, moving_averages=True), _model()
+        plan.apply(model)
+        assert {name for name, variable in model.items() if variable.numpy().max() == 2} == {HEAD[0]}
+        assert "Notice: 1 of 13 weights are their moving averages" in plan.text()
+        assert plan.to_json()["moving_averages"] is True
+
+    def test_none_there_is_an_error(self):
+        assert "moving averages are asked for, but it has none" in _refused(
+            _source(_arrays(SHAPES)), moving_averages=True
+        )
+
+
 class TestByOrder:
     def test_layers_under_other_names_in_another_layout(self):
         values = _arrays({name: SHAPES[name] for name in BACKBONE})

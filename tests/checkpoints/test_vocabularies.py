@@ -38,9 +38,10 @@ def _source(values, layout=OIHW, **fields):
 class Net:
     """A backbone and the target it is."""
 
-    def __init__(self, module, family, levels, tf2_rules, **options):
+    def __init__(self, module, family, levels, tf2_rules, explicit_padding=True, **options):
         scope = f"FeatureExtractor/{module.__name__}"
-        self.module = module(scope, family.DEFAULTS._replace(norm=self._norm(**options)), levels, explicit_padding=True)
+        hyperparams = family.DEFAULTS._replace(norm=self._norm(**options))
+        self.module = module(scope, hyperparams, levels, explicit_padding=explicit_padding)
         self.module(tf.zeros([1, 32, 32, 3]))
         self.variables = layers.named_variables(self.module)
         norms = {name: layer for name, layer in layers.weighted_layers(self.module).items() if "BatchNorm" in name}
@@ -240,16 +241,36 @@ def test_tf_vision_object_paths(canonical):
     assert apply_rules(f"FeatureExtractor/{canonical}", first.rules) == TF_VISION[canonical]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("model_id", ["MobileNetV1", "MobileNetV2"])
-def test_backbone_of_tf_models_official_itself(model_id, v1, v2, tmp_path):
-    from official.vision.modeling.backbones import mobilenet
+# Our levels by their endpoint at the same place; their backbones stop before the last convolution of V2.
+LEVELS = {
+    "MobileNetV1": {"Conv2d_3_pointwise": "2", "Conv2d_5_pointwise": "3", "Conv2d_13_pointwise": "5"},
+    "MobileNetV2": {"layer_14": "4", "layer_18": "5", "layer_19": None},
+}
 
-    net = mobilenet.MobileNet(model_id=model_id, input_specs=tf_keras.layers.InputSpec(shape=[None, 64, 64, 3]))
-    for variable in net.variables:
-        variable.assign(tf.random.uniform(variable.shape, 0.5, 1.0))
-    ours = v1 if model_id == "MobileNetV1" else v2
-    plan = ours.restore(open_source(tf.train.Checkpoint(backbone=net).save(str(tmp_path / "ckpt"))))
-    assert {(row.rule, row.status) for row in plan.rows} == {("TF-Vision as object path", Status.RESTORED)}
-    kernel = net.get_layer(index=1).trainable_variables[0]
-    np.testing.assert_array_equal(next(iter(ours.variables.values())), kernel)
+
+@pytest.mark.slow  # importing official.vision takes many seconds
+@pytest.mark.parametrize("model_id", LEVELS)
+@pytest.mark.parametrize("root", ["backbone", "model"])
+def test_backbones_of_tf_models_official_itself(tmp_path, model_id, root):
+    from official.vision.modeling.backbones import mobilenet
+    from official.vision.modeling.decoders import fpn
+
+    theirs = mobilenet.MobileNet(model_id, input_specs=tf_keras.layers.InputSpec(shape=[None, 64, 64, 3]))
+    rng = np.random.default_rng(0)
+    for weight in theirs.weights:
+        if len(weight.shape) == 1:
+            weight.assign(rng.uniform(0.5, 1.5, size=weight.shape))
+    decoder = fpn.FPN(theirs.output_specs, min_level=3, max_level=5, num_filters=8)
+    path = tf.train.Checkpoint(**{root: theirs}, decoder=decoder).save(str(tmp_path / "ckpt"))
+
+    levels, family = LEVELS[model_id], {"MobileNetV1": mobilenet_v1, "MobileNetV2": mobilenet_v2}[model_id]
+    module = getattr(family, model_id.replace("Net", "net"))
+    ours = Net(module, family, tuple(levels), family.TF2_RULES, explicit_padding=False)
+    plan = ours.restore(open_source(path))
+    assert {(row.status, row.rule) for row in plan.rows} == {(Status.RESTORED, "TF-Vision as object path")}
+    assert len(plan.rows) == len(theirs.weights)
+    images = tf.constant(rng.uniform(-1, 1, (2, 64, 64, 3)), tf.float32)
+    features, expected = ours.module(images), theirs(images)
+    for level, endpoint in levels.items():
+        if endpoint is not None:
+            np.testing.assert_allclose(features[level], expected[endpoint], atol=1e-4 * np.std(expected[endpoint]))

@@ -22,6 +22,14 @@ _META_GRAPH, _META_INFO, _GRAPH, _TAG = 2, 1, 2, 4
 _EXPORTED, _TRAINED = "_model/", "model/"
 
 
+class _Variables(ArraySource):
+    """Entries of a checkpoint."""
+
+    def order(self) -> None:
+        """A TensorFlow checkpoint keeps its entries sorted by name."""
+        return None
+
+
 def sniff(path: str) -> bool:
     """Whether `path` is a SavedModel's directory, its `saved_model.pb`, or a directory with `saved_model/` in it."""
     return _directory(path) is not None
@@ -65,7 +73,7 @@ def _with_variables(directory: str, checkpoint: tf_checkpoint.TfCheckpoint) -> A
     aliases |= {
         _TRAINED + path.removeprefix(_EXPORTED): name for path, name in aliases.items() if path.startswith(_EXPORTED)
     }
-    return ArraySource(
+    return _Variables(
         directory,
         f"SavedModel with a {checkpoint.kind}",
         checkpoint.names(),

@@ -11,7 +11,6 @@ Three vocabularies come in this one container:
 from __future__ import annotations
 
 import collections
-import os
 import re
 import types
 from collections.abc import Mapping
@@ -24,14 +23,14 @@ from tensorflow.core.protobuf import trackable_object_graph_pb2
 
 from od_finetune import object_keys
 from od_finetune.checkpoints import arrays
-from od_finetune.checkpoints.readers import tf_paths
+from od_finetune.checkpoints.readers import tf_paths, tf_table
 from od_finetune.errors import UnreadableError, UserError, first_line
 from od_finetune.object_keys import SLOT, VALUE
 
 prefixes = tf_paths.prefixes
 
 # What TensorFlow's reader raises for files it can't read; IndexError where a data file is cut short.
-_UNREADABLE = (tf.errors.OpError, RuntimeError, ValueError, IndexError)
+_UNREADABLE = (tf.errors.OpError, RuntimeError, ValueError, IndexError, TypeError, MemoryError, OSError)
 _GRAPH_KEY = "_CHECKPOINTABLE_OBJECT_GRAPH"
 # Root objects of an object-based checkpoint that are no model: optimisers, counters, Keras' own metadata.
 _NO_MODEL_ROOTS = re.compile(
@@ -113,13 +112,12 @@ def open_checkpoint(path: str) -> TfCheckpoint:
     if prefix is None:
         raise UserError(f"{path}: no TensorFlow checkpoint")
     shards = tf_paths.data_files(prefix)
+    _check_table(prefix, shards)
     try:
         reader = tf.train.load_checkpoint(prefix)
         shapes = {key: tuple(shape) for key, shape in reader.get_variable_to_shape_map().items()}
     except _UNREADABLE as error:
         raise _damaged(prefix, f"its index cannot be read: {first_line(error)}") from None
-    if shards:
-        _check_size(prefix, reader, shapes, shards)
     if _GRAPH_KEY not in shapes:
         return TfCheckpoint(prefix, "TF1 name-based checkpoint", reader, _name_based(shapes))
     if _is_own(shapes):
@@ -128,16 +126,15 @@ def open_checkpoint(path: str) -> TfCheckpoint:
     return TfCheckpoint(prefix, "TF2 object-based checkpoint", reader, _object_based(shapes, graph))
 
 
-def _check_size(
-    prefix: str, reader: tf.train.CheckpointReader, shapes: Mapping[str, tuple[int, ...]], shards: list[str]
-) -> None:
-    """Compares the files' size with what the index promises, before anything is read."""
-    dtypes = reader.get_variable_to_dtype_map()
-    fixed_size = {key: shape for key, shape in shapes.items() if dtypes[key] != tf.string}
-    promised = sum(dtypes[key].size * int(np.prod(shape, dtype=np.int64)) for key, shape in fixed_size.items())
-    found = sum(os.path.getsize(shard) for shard in shards)
-    if found < promised:
-        raise _damaged(prefix, f"the data files have {found} bytes, the index promises at least {promised}")
+def _check_table(prefix: str, shards: list[str]) -> None:
+    """Compares the files' sizes with what the index promises, before TensorFlow allocates what it says."""
+    try:
+        if shards:
+            tf_table.check_index(f"{prefix}.index", shards)
+        else:
+            tf_table.check_old(prefix)
+    except (tf_table.TableError, OSError) as error:
+        raise _damaged(prefix, first_line(error)) from None
 
 
 def _damaged(prefix: str, what: str) -> UnreadableError:

@@ -32,8 +32,9 @@ KERAS: Rules = [
 MXNET: Rules = [(pattern, replacement.replace(".", "_")) for pattern, replacement in GLUON]  # parameters' own names
 
 
-# Where tf-models-official's checkpoints have a backbone: those that others start from, a classifier's, a detector's.
-_TF_VISION_ROOTS = ("backbone", "model/layer_with_weights-0", "model/_backbone")
+# Where tf-models-official's checkpoints have a backbone: its own checkpoint items, a training's (of a detector, of a
+# classifier), a backbone alone.
+_TF_VISION_ROOTS = ("backbone/", "model/backbone/", "model/_backbone/", "model/layer_with_weights-0/", "model/", "")
 
 
 class Layer(NamedTuple):
@@ -58,4 +59,4 @@ def vocabulary(
 
 def tf_vision(layers: Callable[[str], Iterable[Layer]]) -> tuple[Vocabulary, ...]:
     """The vocabularies of tf-models-official's vision checkpoints, by object path; `layers` makes them of a root."""
-    return tuple(vocabulary("TF-Vision", layers(f"{root}/"), KERAS, 1e-3) for root in _TF_VISION_ROOTS)
+    return tuple(vocabulary("TF-Vision", layers(root), KERAS, 1e-3) for root in _TF_VISION_ROOTS)

@@ -243,8 +243,9 @@ class TestNoFrozenGraph:
 class TestCoco:
     """The published ssdlite_mobilenet_v2_coco, frozen whole by this project's export."""
 
+    @classmethod
     @pytest.fixture(scope="class")
-    def coco(self, shared, tmp_path_factory):
+    def coco(cls, shared, tmp_path_factory):
         from od_finetune.export import frozen_graph
 
         folder = shared / "data" / "ssdlite_mobilenet_v2_coco"
