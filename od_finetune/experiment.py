@@ -157,22 +157,36 @@ def restore_plan(detector: fields.Detector, config: TrainEvalPipelineConfig) -> 
     """What would be restored; None if the config asks for nothing.
 
     Raises:
-      UserError: a checkpoint or a rule can't be used.
+      UserError: a checkpoint or a rule can't be used, or classes are to be kept that would not be restored.
     """
     requests, demand = restore.restore_requests(config.train_config), restore.restore_demand(config.train_config)
-    if not requests and not demand:
-        return None
-    sources = [(open_source(request.path), request) for request in requests]
-    return RestorePlan.compute(Target.of(detector), sources, demand, class_transfer.class_transfer(config))
+    plan = None
+    if requests or demand:
+        sources = [(open_source(request.path), request) for request in requests]
+        plan = RestorePlan.compute(Target.of(detector), sources, demand, class_transfer.class_transfer(config))
+    if plan is None or not plan.problem:  # which says more
+        class_transfer.check_kept(config, plan.rows if plan else None)
+    return plan
+
+
+def freeze_plan(detector: fields.Detector, config: TrainEvalPipelineConfig) -> FreezePlan:
+    """What training would move, with the rows of kept classes that it would not.
+
+    Raises:
+      UserError: a request of train_config can't be meant; see `FreezePlan.compute`.
+    """
+    plan = FreezePlan.compute(detector, training.freeze_request(config.train_config))
+    kept = class_transfer.kept_classes(config)
+    masks = RowMasks.compute(detector, kept.ids) if kept and kept.freeze_rows else None
+    for phase in plan.phases:
+        phase.row_masks = masks
+    return plan
 
 
 def build_trainer(detector: fields.Detector, config: TrainEvalPipelineConfig, model_dir: str) -> Trainer:
     """Shows and writes the freeze plan, and builds the trainer that carries it out."""
     kept = class_transfer.kept_classes(config)
-    plan = FreezePlan.compute(detector, training.freeze_request(config.train_config))
-    masks = RowMasks.compute(detector, kept.ids) if kept and kept.freeze_rows else None
-    for phase in plan.phases:
-        phase.row_masks = masks
+    plan = freeze_plan(detector, config)
     _show_freeze_plan(model_dir, plan)
     return Trainer(
         detector,

@@ -21,6 +21,7 @@ class ArraySource:
 
     Attributes:
       shapes: of everything that may be a model's weight, by name, in the order of the file.
+      has_order: whether that order is the model's; False where the format, or its usual writer, sorts names.
       load: reads one of them, or one of `others`; raises UnreadableError where the file is damaged.
       others: shapes of optimiser slots, counters and the like, by name.
       second_names: second spelling -> name.
@@ -35,14 +36,15 @@ class ArraySource:
     second_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     epsilons: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    has_order: bool = True
 
     def names(self) -> dict[str, tuple[int, ...]]:
         """Shape by name of the entries that may be a model's weights, sorted by name."""
         return dict(sorted(self.shapes.items()))
 
-    def order(self) -> tuple[str, ...]:
-        """Names of the entries that may be a model's weights, in the order of the file."""
-        return tuple(self.shapes)
+    def order(self) -> tuple[str, ...] | None:
+        """Names of the entries that may be a model's weights, in the order of the file; None where it keeps none."""
+        return tuple(self.shapes) if self.has_order else None
 
     def other_entries(self) -> dict[str, tuple[int, ...]]:
         """Shape by name of the rest, sorted by name."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from od_finetune import object_keys
+from od_finetune import fields, object_keys
 from od_finetune.training import loop
 from od_finetune.training.freeze import FreezeRequest, NormRule, Unfreezing
 from od_finetune.training.freeze_proof import FreezeProof, FrozenChangedError
@@ -84,6 +84,15 @@ def test_each_phase_is_traced_once_shown_and_has_its_own_slots_and_averages(star
     weight = object_keys.named(fresh.get_variable_to_shape_map(), object_keys.MODEL)[STEM]
     np.testing.assert_array_equal(fresh.get_tensor(average), fresh.get_tensor(weight))
     assert not fresh.get_tensor(object_keys.slot_key(STEM, "m")).any()
+
+
+def test_a_phase_may_be_the_first_that_has_weight_decay(start, tmp_path, scalars):
+    decay = (("BoxPredictor", 0.0), ("FeatureExtractor", 0.1))
+    request = FreezeRequest(freeze=("FeatureExtractor",), unfreeze=(Unfreezing(3, ("Conv_1",)),), weight_decay=decay)
+    run = start(LoopSettings(6, log_every=2), freeze=request)
+    run.run()
+    written = scalars(tmp_path / "run" / "train")
+    assert set(written[fields.REGULARIZATION_LOSS]) == {4, 6} and set(written[fields.TOTAL_LOSS]) == {2, 4, 6}
 
 
 def test_a_resume_shows_the_phase_it_is_in_and_falls_back_to_an_earlier_one(start, state_of, tmp_path):

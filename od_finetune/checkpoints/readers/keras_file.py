@@ -48,7 +48,9 @@ def open_keras(path: str) -> ArraySource:
         weights, others = {name: name for name in contents.shapes}, {}
     if not weights:
         raise UserError(f"{path}: an HDF5 file without arrays; expected the weights of a Keras model.")
-    return _source(path, contents, weights, others, model, "HDF5 file" if plain else _kind(path, old))
+    # HDF5 keeps its groups sorted; Keras lists its layers in order in an attribute or in the model's config.
+    has_order = not plain and (old or bool(model))
+    return _source(path, contents, weights, others, model, "HDF5 file" if plain else _kind(path, old), has_order)
 
 
 def _source(
@@ -58,6 +60,7 @@ def _source(
     others: Mapping[str, str],
     model: tuple[keras_names.Layer, ...],
     kind: str,
+    has_order: bool,
 ) -> ArraySource:
     places = {**others, **weights}
     aliases = keras_names.short_names(weights)
@@ -75,6 +78,7 @@ def _source(
         others={name: contents.shapes[place] for name, place in others.items()},
         second_names=aliases,
         epsilons=_epsilons(model, weights),
+        has_order=has_order,
     )
 
 

@@ -81,7 +81,17 @@ def open_safetensors(path: str) -> arrays.ArraySource:
         others={name: entry.shape for name, entry in state.others.items()},
         second_names=state.aliases,
         notes=(() if path.endswith(".json") else values.name_notes(path, KIND)) + note + state.notes,
+        has_order=not _is_sorted(entries),
     )
+
+
+def _is_sorted(entries: Mapping[str, _Entry]) -> bool:
+    """Whether the names of each type are in alphabetical order: that is how the package, and the tools that write an
+    index, put them whatever the order of the model (`layer.10` before `layer.2`), so that it says nothing."""
+    by_type: dict[np.dtype, list[str]] = {}
+    for name, entry in entries.items():
+        by_type.setdefault(entry.dtype, []).append(name)
+    return all(names == sorted(names) for names in by_type.values())
 
 
 def _single(path: str) -> tuple[dict[str, _Entry], str | None]:

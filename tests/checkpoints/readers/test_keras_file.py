@@ -106,6 +106,8 @@ def test_tf_keras(keras2, ending, which):
     if ending != ".weights.h5":
         prefix = "body/" if which == "whole" and ending == ".keras" else ""
         assert source.epsilons == {f"{prefix}bn_Conv1": 0.005, f"{prefix}bn2": 0.002}
+    # Of its layers a .weights.h5 has neither names nor order.
+    assert (source.order() is None) == (ending == ".weights.h5")
     others = source.other_entries()
     assert bool(others) == (which == "whole") and all("optimizer" in name or "metrics" in name for name in others)
 

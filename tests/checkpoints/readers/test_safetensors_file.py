@@ -147,3 +147,17 @@ def test_headers_longer_than_the_file(tmp_path):
     entries = (b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % number for number in range(50_000))
     with pytest.raises(UnreadableError, match="its header takes"):
         open_source(_write(path, b"{" + b",".join(entries) + b"}"))
+
+
+def _order_of(path, names):
+    """Writes the names in an order of one's own, as the package does not."""
+    header = {name: _entry(offsets=(4 * index, 4 * index + 4))["w"] for index, name in enumerate(names)}
+    return open_source(_write(path, header, bytes(4 * len(names)))).order()
+
+
+def test_what_the_package_sorted_has_no_order(tmp_path):
+    """It puts `features.10` before `features.2`: taken for the model's order, equal layers would be swapped."""
+    model = [f"features.{index}.weight" for index in range(12)]
+    save_file({name: np.zeros(1, np.float32) for name in model}, tmp_path / "w.safetensors", {"format": "pt"})
+    assert open_source(tmp_path / "w.safetensors").order() is None
+    assert _order_of(tmp_path / "own.safetensors", model) == tuple(model)
