@@ -99,7 +99,7 @@ def check_kept(config: TrainEvalPipelineConfig, rows: Sequence[Row] | None) -> N
     if lost:
         raise UserError(
             f"{KEEP}: {len(lost)} variables of the class predictor would start from random numbers, e.g. "
-            f"{lost[0].name} ({lost[0].status.value}), so that there is nothing to keep in them. Restore the heads, too: "
+            f"{lost[0].name} ({lost[0].status.value}), so that there is nothing to keep in them. Restore heads, too: "
             f'fine_tune_checkpoint_type "detection" (of V1) or "full", with {FIELD} where the classes differ'
         )
 
