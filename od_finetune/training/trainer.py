@@ -96,7 +96,7 @@ class Trainer(orbit.StandardTrainer):
     def _carry_out(self, plan: FreezePlan) -> None:
         self.plan = plan  # of the present phase
         self.trained = plan.apply(self.detector)
-        self.optimizer.build(list(self.trained.values()), self.global_step, plan.multipliers)
+        self.optimizer.build(list(self.trained.values()), self.global_step, plan.multipliers, plan.first_steps)
         if self.moving_average is not None:
             self.moving_average.follow(self.trained)
         self._regularizers = _regularizers(self.detector, plan) if self.settings.regularize else {}

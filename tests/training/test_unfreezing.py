@@ -220,3 +220,15 @@ def test_unfrozen_on_an_earlier_phase_than_the_trainers_is_undone(fake_detector,
     with pytest.raises(KeyError):
         trainer.optimizer.get_slot(trainer.detector.named_variables()[STEM], "m")
     assert not trainer.detector.weighted_layers()["FeatureExtractor/Conv_0/BatchNorm"].trainable
+
+
+def test_adams_first_update_of_what_is_unfrozen_is_that_of_a_first_step(start):
+    """The rate times the gradient's sign; corrected for all steps of the run it would be 0.58 times that here."""
+    request = FreezeRequest(freeze=("FeatureExtractor",), unfreeze=(Unfreezing(3, ("Conv_1/weights|Conv_1/depth",)),))
+    run = start(LoopSettings(3), "adam", freeze=request)
+    run.run()
+    trainer, name = run.trainer, "FeatureExtractor/Conv_1/depthwise_weights"
+    before, rate = trainer.trained[name].numpy(), float(trainer.optimizer.current_rate())
+    trainer.train(tf.constant(1))
+    moved = np.abs(trainer.trained[name].numpy() - before)
+    assert moved.max() == pytest.approx(rate, rel=1e-2)
