@@ -168,6 +168,21 @@ def test_a_frozen_variable_that_changed_is_an_error_and_everything_is_written(st
     assert (tmp_path / "run" / "ckpt-2.index").exists()
 
 
+def test_a_frozen_variable_that_changed_does_not_hide_why_a_run_ended(start, dataset):
+    def meddle(skip):
+        def fail(batch):
+            assertion = tf.debugging.Assert(tf.reduce_all(batch.keys != "train.record:4 image-4"), ["bad record 4"])
+            with tf.control_dependencies([assertion]):
+                return tf.nest.map_structure(tf.identity, batch)
+
+        run.trainer.detector.named_variables()[STEM].assign_add(tf.fill([3, 3, 3, 4], 1e-6))
+        return dataset(skip=skip).map(fail)
+
+    run = start(LoopSettings(10), freeze=("FeatureExtractor",), make_dataset=meddle)
+    with pytest.raises(FrozenChangedError, match=f"(?s)bad record 4.*changed although they were frozen.*{STEM}"):
+        run.run()
+
+
 @pytest.fixture
 def proof(tmp_path):
     """Makes the proof of a run that starts at a step with a value of `w`, and returns its rows after it ended."""
