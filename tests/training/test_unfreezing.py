@@ -207,6 +207,17 @@ def test_other_settings_on_resume_end_a_proof_and_begin_another(proof):
     assert proof(0, ["w"], 9.0, end=1) == [(0, 1, True)]  # another run
 
 
+def test_what_was_proven_under_a_name_that_is_no_longer_asked_for_stays(tmp_path):
+    def run(step, end, names):
+        made = FreezeProof(tmp_path / "freeze_proof.json", {name: tf.Variable(1.0) for name in names})
+        made.begin(step, names)
+        made.finish(end)
+        return {row["name"]: row["to_step"] for row in json.loads(made.path.read_text())["variables"]}
+
+    assert run(0, 4, ["w", "head[rows of star]"]) == {"w": 4, "head[rows of star]": 4}
+    assert run(4, 8, ["w", "head[rows of ring]"]) == {"w": 8, "head[rows of star]": 4, "head[rows of ring]": 8}
+
+
 def test_a_lost_or_broken_file_proves_from_here_on_and_says_so(proof, tmp_path, caplog):
     assert proof(5, [], 1.0, end=6) == [] and not caplog.messages
     assert proof(5, ["w"], 1.0, end=6) == [(5, 6, True)]
