@@ -30,6 +30,8 @@ class Vocabulary(NamedTuple):
     name: str  # for people: "torchvision", "timm", "GluonCV"
     rules: Rules  # canonical name -> name there; a name they leave as it is has no counterpart
     epsilon: float | None = None  # of its batch norms, where it may be another than the model's
+    pads_evenly: bool = False  # before its strided convolutions, whatever the size of the image
+    note: str = ""  # for the plan of whoever restores from it
 
 
 def snake_name(name: str) -> str:

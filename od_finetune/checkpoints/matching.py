@@ -83,7 +83,13 @@ def match(
         rows,
         tuple(sorted(own for own in view.own.values() if own not in used)),
         tuple(sorted(view.excluded)),
-        (*request.notices, *source.notes, *_notices(request, view, found), *_epsilon_notices(rows, epsilon_of)),
+        (
+            *request.notices,
+            *source.notes,
+            *_notices(request, view, found),
+            *_epsilon_notices(rows, epsilon_of),
+            *_vocabulary_notes(rows, target),
+        ),
     )
 
 
@@ -168,6 +174,13 @@ def _notices(
             "which is not meant."
         )
     return notices
+
+
+def _vocabulary_notes(rows: tuple[Row, ...], target: Target) -> list[str]:
+    """What is to be known of the vocabularies under which something was found."""
+    rules = {row.rule for row in rows if row.restored}
+    notes = [each.note for each in target.vocabularies if each.note and each.name in rules]
+    return list(dict.fromkeys(notes))
 
 
 def _epsilon_notices(rows: tuple[Row, ...], epsilon_of: Callable[[Row], tuple[float | None, str]]) -> list[str]:

@@ -199,6 +199,17 @@ def build_extractor(proto: ssd_pb2.SsdFeatureExtractor, freeze_batchnorm: bool =
         backbone_rules=family.backbone_rules,
         neck_rules=neck.rules,
         keras=row.keras,
-        vocabularies=family.vocabularies,
+        vocabularies=tuple(_padding_told(each, proto.use_explicit_padding) for each in family.vocabularies),
         normalize=family.normalize,
     )
+
+
+def _padding_told(vocabulary: Vocabulary, explicit_padding: bool) -> Vocabulary:
+    """With a note for the restore plan where the checkpoint's network pads otherwise than this one."""
+    if explicit_padding or not vocabulary.pads_evenly:
+        return vocabulary
+    note = (
+        f"networks of {vocabulary.name} pad their strided convolutions evenly, this model as TensorFlow does; for the "
+        "same activations set feature_extractor.use_explicit_padding: true"
+    )
+    return vocabulary._replace(note=note)

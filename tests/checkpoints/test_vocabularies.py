@@ -13,12 +13,15 @@ import tf_keras
 from od_finetune.checkpoints.arrays import HWIO, OIHW, ArraySource
 from od_finetune.checkpoints.plan import RestorePlan, RestoreRequest, Status, Target
 from od_finetune.checkpoints.source import open_source
+from od_finetune.config import pipeline
+from od_finetune.config.detector import build_detector
 from od_finetune.errors import UserError
 from od_finetune.models import layers
 from od_finetune.models.backbones import mobilenet_v1, mobilenet_v2
 from od_finetune.names import apply_rules
 
 FIXTURES = Path(__file__).parent / "fixtures"
+QUICKSTART = Path(__file__).resolve().parents[2] / "configs" / "quickstart.config"
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 LEAVES = [(r"/weights$", "/kernel"), (r"/depthwise_weights$", "/depthwise_kernel")]
 
@@ -103,6 +106,18 @@ def test_mobilenet_v2_computes_what_torch_does(v2, recorder, network):
         "OIHW -> HWIO", "depthwise OIHW -> HWIO", "epsilon 1e-05 -> 0.001", None
     }  # fmt: skip
     assert "52 batch norms have another epsilon in the checkpoint" in plan.text()
+
+
+def test_a_network_that_pads_otherwise_is_told(recorder):
+    source = _source(_torchvision(recorder))
+    for padding in (False, True):
+        config = pipeline.load(QUICKSTART, ["model.ssd.feature_extractor.type=ssd_mobilenet_v2"])
+        config.model.ssd.feature_extractor.use_explicit_padding = padding
+        config.model.ssd.feature_extractor.depth_multiplier = 1.0
+        target = Target.of(build_detector(config.model))
+        plan = RestorePlan.compute(target, [(source, RestoreRequest(source.path, "classification"))])
+        told = [notice for notice in plan.sources[0].notices if "use_explicit_padding: true" in notice]
+        assert len(told) == (not padding) and all("networks of torchvision" in notice for notice in told)
 
 
 def test_without_the_epsilon_the_features_would_differ(v2, recorder):

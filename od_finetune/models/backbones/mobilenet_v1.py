@@ -85,13 +85,14 @@ def _tf_vision(root: str) -> list[spellings.Layer]:
 
 
 VOCABULARIES = (
-    spellings.vocabulary("timm", _layers(_timm), spellings.TORCH),
-    spellings.vocabulary("GluonCV", _layers(_gluon), spellings.GLUON),
+    spellings.vocabulary("timm", _layers(_timm), spellings.TORCH, pads_evenly=True),
+    spellings.vocabulary("GluonCV", _layers(_gluon), spellings.GLUON, pads_evenly=True),
     *(
         spellings.vocabulary(
             "GluonCV parameter names",
             _layers(lambda index, prefix=prefix: (f"{prefix}conv{index}", f"{prefix}batchnorm{index}")),
             spellings.MXNET,
+            pads_evenly=True,
         )
         for prefix in ("mobilenet0_", "")
     ),

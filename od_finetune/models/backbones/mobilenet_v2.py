@@ -119,13 +119,19 @@ VOCABULARIES = (
         "torchvision",
         _layers(("features.0.0", "features.0.1"), ("features.18.0", "features.18.1"), _torchvision),
         spellings.TORCH,
+        pads_evenly=True,
     ),
-    spellings.vocabulary("timm", _layers(("conv_stem", "bn1"), ("conv_head", "bn2"), _timm), spellings.TORCH),
     spellings.vocabulary(
-        "GluonCV", _layers(("features.0", "features.1"), ("features.20", "features.21"), _gluon), spellings.GLUON
+        "timm", _layers(("conv_stem", "bn1"), ("conv_head", "bn2"), _timm), spellings.TORCH, pads_evenly=True
     ),
-    spellings.vocabulary("GluonCV parameter names", _mxnet("mobilenetv20_"), spellings.MXNET),
-    spellings.vocabulary("GluonCV parameter names", _mxnet(""), spellings.MXNET),
+    spellings.vocabulary(
+        "GluonCV",
+        _layers(("features.0", "features.1"), ("features.20", "features.21"), _gluon),
+        spellings.GLUON,
+        pads_evenly=True,
+    ),
+    spellings.vocabulary("GluonCV parameter names", _mxnet("mobilenetv20_"), spellings.MXNET, pads_evenly=True),
+    spellings.vocabulary("GluonCV parameter names", _mxnet(""), spellings.MXNET, pads_evenly=True),
     *spellings.tf_vision(_tf_vision),
 )
 

@@ -46,7 +46,11 @@ class Layer(NamedTuple):
 
 
 def vocabulary(
-    name: str, layers: Iterable[Layer], leaves: Rules, epsilon: float | None = FRAMEWORK_EPSILON
+    name: str,
+    layers: Iterable[Layer],
+    leaves: Rules,
+    epsilon: float | None = FRAMEWORK_EPSILON,
+    pads_evenly: bool = False,
 ) -> Vocabulary:
     """The vocabulary in which `layers` have these names, and their variables those `leaves`."""
     rules: Rules = []
@@ -54,7 +58,7 @@ def vocabulary(
         scope = re.escape(layer.scope)
         rules.append((rf"^.*/{scope}/BatchNorm/", f"{layer.norm}/"))
         rules.append((rf"^.*/{scope}/", f"{layer.conv}/"))
-    return Vocabulary(name, rules + leaves, epsilon)
+    return Vocabulary(name, rules + leaves, epsilon, pads_evenly)
 
 
 def tf_vision(layers: Callable[[str], Iterable[Layer]]) -> tuple[Vocabulary, ...]:
