@@ -20,6 +20,10 @@ class UnreadableError(UserError):
     """A checkpoint's files are damaged, half written, or gone: another checkpoint may do."""
 
 
+class AbsentError(UnreadableError):
+    """Nothing lies where a checkpoint should: it may be on another machine."""
+
+
 def first_line(error: BaseException) -> str:
     """What an error says first; TensorFlow's go on with its own whereabouts. The error's type if it says nothing."""
     text = (getattr(error, "message", None) or str(error)).strip()

@@ -154,7 +154,10 @@ def problem(rows: Sequence[Row], transfer: ClassTransfer | None) -> str | None:
             "fine_tune_checkpoint_version: V1, or 'full'."
         )
     else:
-        reason = "the checkpoint has no class predictor. Take class_transfer out."
+        reason = (
+            "the checkpoint has no class predictor by the model's names, as its map, only and skip leave them. Change "
+            "these, or take class_transfer out."
+        )
     return f"{_FIELD}: no row of a class predictor can be carried over: {reason}"
 
 

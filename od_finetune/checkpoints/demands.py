@@ -34,6 +34,7 @@ def shortfall(rows: Sequence[Row], demand: Demand, target: Target) -> str | None
         said.append(
             f"train_config.min_restored_fraction: {demand.fraction:g} of the parameters that the sources are asked "
             f"for must be restored (class outputs not counted), but it is {math.floor(fraction * 1e4) / 1e4:g}."
+            f"{_nothing_asked(rows)}"
         )
     if demand.require:
         required = matching.matching(target, demand.require, "train_config.require")
@@ -43,6 +44,13 @@ def shortfall(rows: Sequence[Row], demand: Demand, target: Target) -> str | None
             more = f"\n  ... and {len(missing) - _LINES} more" if len(missing) > _LINES else ""
             said.append(
                 f"train_config.require: {len(missing)} of the {len(required)} variables that must be restored are "
-                f"not:{''.join(lines)}{more}"
+                f"not:{''.join(lines)}{more}{_nothing_asked(rows)}"
             )
     return "\n".join(said) or None
+
+
+def _nothing_asked(rows: Sequence[Row]) -> str:
+    """What to do where no source was asked for anything."""
+    if any(row.status is not Status.LEFT_OUT for row in rows):
+        return ""
+    return " Nothing is restored at all: set train_config.fine_tune_checkpoint, or leave the demand out."

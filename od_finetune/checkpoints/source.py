@@ -20,7 +20,7 @@ from od_finetune.checkpoints.readers import (
     tfjs_model,
     torch_file,
 )
-from od_finetune.errors import UnreadableError, UserError
+from od_finetune.errors import AbsentError, UserError
 from od_finetune.zoo import cache
 
 
@@ -84,7 +84,8 @@ def open_source(path: str | os.PathLike[str]) -> Source:
         `zoo:NAME` is a published checkpoint, downloaded if need be.
 
     Raises:
-      UnreadableError: nothing lies there, or the file is damaged or half written.
+      AbsentError: nothing lies there.
+      UnreadableError: the file is damaged or half written.
       UserError: the format is not known, or it is not clear which checkpoint is meant.
     """
     path = os.path.expanduser(os.fspath(path))
@@ -100,7 +101,7 @@ def open_source(path: str | os.PathLike[str]) -> Source:
             f"{path}: not a checkpoint that can be read; known formats: "
             f"{', '.join(reader.format for reader in READERS)}.{_listing(path)}"
         )
-    raise UnreadableError(f"{path}: no checkpoint lies there.{_listing(path)}")
+    raise AbsentError(f"{path}: no checkpoint lies there.{_listing(path)}")
 
 
 def _listing(path: str) -> str:
@@ -115,7 +116,8 @@ def _listing(path: str) -> str:
     entries = sorted(tf_checkpoint.prefixes(directory)) or sorted(os.listdir(directory))
     if not entries:
         return f"{missing} {directory} is empty."
-    close = names.nearest(os.path.basename(path), entries, n=5)
+    # The path itself is among them where it lies there but is no checkpoint.
+    close = names.nearest(os.path.basename(path), [entry for entry in entries if entry != os.path.basename(path)], n=5)
     shown = close + [entry for entry in entries if entry not in close]
     more = f" and {len(shown) - 10} more" if len(shown) > 10 else ""
     meant = f" Did you mean {os.path.join(directory, close[0])}?" if close and not missing else ""

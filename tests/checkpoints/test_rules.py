@@ -369,5 +369,5 @@ class TestDemands:
     def test_without_a_source_nothing_is_restored(self):
         plan = RestorePlan.compute(TARGET, [], Demand(0.1))
         assert plan.shortfall and [row.name for row in plan.rows] == list(SHAPES)
-        with pytest.raises(ShortfallError):
+        with pytest.raises(ShortfallError, match="Nothing is restored at all: set train_config.fine_tune_checkpoint"):
             plan.apply(_model())

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 
 import pytest
 
@@ -51,6 +52,13 @@ def test_plans_without_costs_where_records_and_checkpoint_are_not_there(tiny_con
 def test_a_restore_that_a_run_would_refuse_is_exit_code_1(tiny_config, capsys):
     full = ["--set", "train_config.fine_tune_checkpoint_type=full"]
     assert cli.main(["plan", str(tiny_config), "--no-costs", *full]) == 1
+    assert "A run would stop here: " in capsys.readouterr().out
+
+
+def test_a_damaged_checkpoint_is_not_taken_for_a_missing_one(tiny_config, tmp_path, capsys):
+    (tmp_path / "cut.safetensors").write_bytes(struct.pack("<Q", 50) + b'{"w":')
+    cut = ["--set", f"train_config.fine_tune_checkpoint={tmp_path / 'cut.safetensors'}"]
+    assert cli.main(["plan", str(tiny_config), "--no-costs", *cut]) == 1
     assert "A run would stop here: " in capsys.readouterr().out
 
 
