@@ -20,8 +20,8 @@ class UnreadableError(UserError):
     """A checkpoint's files are damaged, half written, or gone: another checkpoint may do."""
 
 
-class AbsentError(UnreadableError):
-    """Nothing lies where a checkpoint should: it may be on another machine."""
+class MissingError(UnreadableError):
+    """No checkpoint lies at the path."""
 
 
 def first_line(error: BaseException) -> str:

@@ -10,27 +10,26 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import io
 import logging
 from collections.abc import Collection
 from pathlib import Path
 
-import numpy as np
 import tf_keras
-from PIL import Image
 
-from od_finetune import fields, files, visualization
+from od_finetune import fields, files
 from od_finetune.checkpoints.plan import RestorePlan
 from od_finetune.checkpoints.records import Target
 from od_finetune.checkpoints.source import open_source
 from od_finetune.config import class_transfer, evaluation, export, label_map, lint, pipeline, restore, training
 from od_finetune.config.datasets import build_eval_dataset, build_train_dataset, input_files
 from od_finetune.config.detector import build_detector
+from od_finetune.config.gallery import Gallery
+from od_finetune.config.keeping import kept_outputs
 from od_finetune.data.dataset import explain
 from od_finetune.errors import UserError
 from od_finetune.export import bundle
 from od_finetune.protos.pipeline_pb2 import TrainEvalPipelineConfig
-from od_finetune.training import checkpointing, distillation
+from od_finetune.training import checkpointing
 from od_finetune.training.continuous import evaluate_checkpoints
 from od_finetune.training.evaluator import Evaluator
 from od_finetune.training.freeze import FreezePlan
@@ -77,7 +76,7 @@ def train_and_evaluate(options: Options) -> int:
     if not checkpointing.candidates(options.model_dir):
         restore_checkpoint(detector, config, options.model_dir)
     trainer = build_trainer(detector, config, options.model_dir)
-    gallery = _Gallery(config) if config.eval_input_reader else None
+    gallery = Gallery(config) if config.eval_input_reader else None
     evaluator = build_evaluator(detector, config, gallery) if gallery else None
     loop = TrainingLoop(
         trainer,
@@ -118,7 +117,7 @@ def evaluate(options: Options, checkpoint_dir: str, run_once: bool = False, time
     elif not config.eval_input_reader:
         raise UserError(f"{options.config_path}: evaluation needs an eval_input_reader, but the config has none.")
     detector = _detector(config)
-    gallery = _Gallery(config)
+    gallery = Gallery(config)
     directory = Path(options.model_dir, "eval_on_train" if options.eval_on_train_data else "eval")
     outcome = evaluate_checkpoints(
         build_evaluator(detector, config, gallery),
@@ -157,22 +156,36 @@ def restore_plan(detector: fields.Detector, config: TrainEvalPipelineConfig) -> 
     """What would be restored; None if the config asks for nothing.
 
     Raises:
-      UserError: a checkpoint or a rule can't be used.
+      UserError: a checkpoint or a rule can't be used, or classes are to be kept that would not be restored.
     """
     requests, demand = restore.restore_requests(config.train_config), restore.restore_demand(config.train_config)
-    if not requests and not demand:
-        return None
-    sources = [(open_source(request.path), request) for request in requests]
-    return RestorePlan.compute(Target.of(detector), sources, demand, class_transfer.class_transfer(config))
+    plan = None
+    if requests or demand:
+        sources = [(open_source(request.path), request) for request in requests]
+        plan = RestorePlan.compute(Target.of(detector), sources, demand, class_transfer.class_transfer(config))
+    if plan is None or not plan.problem:  # which says more
+        class_transfer.check_kept(config, plan.rows if plan else None)
+    return plan
+
+
+def freeze_plan(detector: fields.Detector, config: TrainEvalPipelineConfig) -> FreezePlan:
+    """What training would move, with the rows of kept classes that it would not.
+
+    Raises:
+      UserError: a request of train_config can't be meant; see `FreezePlan.compute`.
+    """
+    plan = FreezePlan.compute(detector, training.freeze_request(config.train_config))
+    kept = class_transfer.kept_classes(config)
+    masks = RowMasks.compute(detector, kept.ids) if kept and kept.freeze_rows else None
+    for phase in plan.phases:
+        phase.row_masks = masks
+    return plan
 
 
 def build_trainer(detector: fields.Detector, config: TrainEvalPipelineConfig, model_dir: str) -> Trainer:
     """Shows and writes the freeze plan, and builds the trainer that carries it out."""
     kept = class_transfer.kept_classes(config)
-    plan = FreezePlan.compute(detector, training.freeze_request(config.train_config))
-    masks = RowMasks.compute(detector, kept.ids) if kept and kept.freeze_rows else None
-    for phase in plan.phases:
-        phase.row_masks = masks
+    plan = freeze_plan(detector, config)
     _show_freeze_plan(model_dir, plan)
     return Trainer(
         detector,
@@ -181,7 +194,7 @@ def build_trainer(detector: fields.Detector, config: TrainEvalPipelineConfig, mo
         settings=training.trainer_settings(config.train_config),
         moving_average_decay=training.moving_average_decay(config.train_config.optimizer),
         explain=functools.partial(explain, files=functools.partial(input_files, config.train_input_reader)),
-        kept_outputs=_kept_outputs(detector, kept, config, model_dir) if kept else None,
+        kept_outputs=kept_outputs(detector, kept, config, model_dir) if kept else None,
     )
 
 
@@ -191,7 +204,7 @@ def _show_freeze_plan(model_dir: str, plan: FreezePlan) -> None:
 
 
 def build_evaluator(
-    detector: fields.Detector, config: TrainEvalPipelineConfig, gallery: _Gallery | None = None
+    detector: fields.Detector, config: TrainEvalPipelineConfig, gallery: Gallery | None = None
 ) -> Evaluator:
     """The evaluator of `eval_config` on the first `eval_input_reader`."""
     reader = config.eval_input_reader[0]
@@ -203,28 +216,6 @@ def build_evaluator(
         num_pictures=config.eval_config.num_visualizations,
         explain=functools.partial(explain, files=functools.partial(input_files, reader)),
     )
-
-
-class _Gallery:
-    """Draws the evaluator's pictures and remembers those of the latest evaluation for one contact sheet."""
-
-    def __init__(self, config: TrainEvalPipelineConfig) -> None:
-        self._names = label_map.load_label_map(config.eval_input_reader[0].label_map_path).names(use_display_name=True)
-        self._style = evaluation.build_style(config.eval_config)
-        self._limit = max(1, config.eval_config.num_visualizations)
-        self._pictures: list[np.ndarray] = []
-
-    def __call__(self, batch: fields.Batch, detections: fields.Detections, index: int) -> np.ndarray:
-        picture = visualization.draw_example(batch, detections, index, self._names, self._style)
-        self._pictures = [*self._pictures, picture][-self._limit :]
-        return picture
-
-    def write(self, path: Path) -> None:
-        if self._pictures:
-            image = Image.fromarray(visualization.contact_sheet(self._pictures))
-            stream = io.BytesIO()
-            image.save(stream, "PNG")
-            files.write_bytes(path, stream.getvalue())
 
 
 def _config(options: Options, use: Collection[str] | None = None) -> TrainEvalPipelineConfig:
@@ -272,23 +263,7 @@ def _detector(config: TrainEvalPipelineConfig) -> fields.Detector:
     return detector
 
 
-def _kept_outputs(
-    detector: fields.Detector, kept: class_transfer.KeptClasses, config: TrainEvalPipelineConfig, model_dir: str
-) -> distillation.KeptOutputs:
-    """What training does for the outputs of kept classes; their teacher is the detector as it is, and in a run that
-    goes on the one as it was when the run began."""
-    teacher = None
-    if kept.distillation_weight:
-        if not checkpointing.candidates(model_dir):
-            distillation.save_teacher(detector, model_dir)
-        teacher = build_detector(config.model)
-        teacher.build()
-        distillation.load_teacher(teacher, model_dir)
-    classes = [id_ - 1 for id_ in kept.ids.values()]
-    return distillation.KeptOutputs(classes, teacher, kept.distillation_weight, kept.softmax, kept.labelled)
-
-
-def _report(directory: Path, step: int, results: dict[str, float], gallery: _Gallery | None) -> None:
+def _report(directory: Path, step: int, results: dict[str, float], gallery: Gallery | None) -> None:
     """Prints the metrics, and writes them and the picture to `directory`."""
     lines = "\n".join(f"  {name}: {value:.4f}" for name, value in results.items())
     logger.info("Evaluation at step %d:\n%s", step, lines)

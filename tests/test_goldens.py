@@ -44,7 +44,6 @@ GOLDENS = (
 EVERYDAY = {
     "tf1_ssd_mobilenet_v1_coco",
     "tf1_ssdlite_mobilenet_v2_coco",
-    "tf2_ssd_mobilenet_v2_320x320_coco17_tpu-8",
     "tf2_ssd_mobilenet_v2_fpnlite_320x320_coco17_tpu-8",
 }
 BOXES = [[0.1, 0.15, 0.55, 0.6], [0.4, 0.5, 0.9, 0.95], [0.05, 0.7, 0.25, 0.85]]

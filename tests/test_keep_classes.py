@@ -92,3 +92,15 @@ def test_kept_rows_come_from_the_checkpoint_and_stay_and_a_resume_is_exact(run, 
 def test_a_type_without_heads_is_refused(run):
     with pytest.raises(UserError, match="no row of a class predictor can be carried over.*leaves heads out"):
         run("refused", 1, "train_config.fine_tune_checkpoint_version=V2")
+
+
+def test_classes_that_start_from_random_numbers_are_not_kept(tiny_config, tmp_path):
+    keep = "train_config.keep_classes={name: 'star'}"
+    for override, said in (
+        ("train_config.fine_tune_checkpoint_type=classification", "4 variables .*BoxPredictor_0/Class.*left out"),
+        ("train_config.batch_size=2", "4 variables of the class predictor .*shape differs.*class_transfer"),
+        ("train_config.fine_tune_checkpoint=", "nothing is restored"),
+    ):
+        options = experiment.Options(str(tiny_config), str(tmp_path), (keep, override))
+        with pytest.raises(UserError, match=f"train_config.keep_classes: .*{said}"):
+            experiment.train_and_evaluate(options)

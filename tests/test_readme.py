@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from od_finetune.cli.main import COMMANDS, build_parser
+from od_finetune.config import freezing, pipeline
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -54,8 +55,24 @@ def found() -> list[list[str]]:
     return [list(words) for words in dict.fromkeys(map(tuple, every))]
 
 
+def config_blocks() -> list[str]:
+    """The pieces of configs on all pages: unmarked code blocks that begin with a message of the pipeline."""
+    blocks = [
+        block
+        for page in PAGES
+        for block in re.findall(r"^ *```\n(.*?)^ *```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    ]
+    return [block for block in blocks if re.match(r"\s*(model|train_config|eval_config)\s*\{", block)]
+
+
 CALLS = [words[1:] for words in found() if words[0] == "od-finetune"]
 SCRIPTS = [words[1:] for words in found() if words[0] != "od-finetune" and words[1].endswith(".py")]
+
+
+def one_of_each(calls: list[list[str]]) -> list:
+    """Parameters of a test: of each script the first call; the others, which load the same modules again, are slow."""
+    first = {words[0]: words for words in reversed(calls)}
+    return [pytest.param(words, marks=[] if first[words[0]] is words else [pytest.mark.slow]) for words in calls]
 
 
 def test_commands_are_found_in_blocks_and_lines():
@@ -67,9 +84,16 @@ def test_commands_are_found_in_blocks_and_lines():
     assert "model_main.py" in {words[0] for words in SCRIPTS}
 
 
+@pytest.mark.parametrize("block", config_blocks(), ids=lambda block: " ".join(block.split())[:60])
+def test_pieces_of_configs_are_of_the_language(block):
+    train_config = pipeline.parse(block).train_config
+    freezing.freeze_request(train_config)
+    assert train_config.ByteSize() or "train_config" not in block
+
+
 @pytest.mark.parametrize("words", CALLS, ids=" ".join)
 def test_od_finetune_takes(words, capsys):
-    if len(words) == 1:  # talks about the command
+    if len(words) == 1 or words[:2] == ["export", "checkpoint"] and len(words) < 5:  # talks about the command
         assert words[0] in COMMANDS
         return
     try:
@@ -78,7 +102,7 @@ def test_od_finetune_takes(words, capsys):
         assert exit.code == 0, capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", SCRIPTS, ids=" ".join)
+@pytest.mark.parametrize("words", one_of_each(SCRIPTS), ids=" ".join)
 def test_script_takes(words):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", PARSE_ONLY, *words]

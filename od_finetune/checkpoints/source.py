@@ -20,7 +20,7 @@ from od_finetune.checkpoints.readers import (
     tfjs_model,
     torch_file,
 )
-from od_finetune.errors import AbsentError, UserError
+from od_finetune.errors import MissingError, UserError
 from od_finetune.zoo import cache
 
 
@@ -84,7 +84,7 @@ def open_source(path: str | os.PathLike[str]) -> Source:
         `zoo:NAME` is a published checkpoint, downloaded if need be.
 
     Raises:
-      AbsentError: nothing lies there.
+      MissingError: nothing lies there.
       UnreadableError: the file is damaged or half written.
       UserError: the format is not known, or it is not clear which checkpoint is meant.
     """
@@ -101,7 +101,7 @@ def open_source(path: str | os.PathLike[str]) -> Source:
             f"{path}: not a checkpoint that can be read; known formats: "
             f"{', '.join(reader.format for reader in READERS)}.{_listing(path)}"
         )
-    raise AbsentError(f"{path}: no checkpoint lies there.{_listing(path)}")
+    raise MissingError(f"{path}: no checkpoint lies there.{_listing(path)}")
 
 
 def _listing(path: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from types import ModuleType
 
 import od_finetune
-from od_finetune.cli.common import CLOSED_PIPE, log_to_stderr
+from od_finetune.cli.common import CLOSED_PIPE, INTERRUPTED, log_to_stderr
 from od_finetune.errors import UserError
 
 # Name -> one line of help. A subcommand's module is imported only when it is called: some take seconds to load.
@@ -27,7 +27,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code: 0 fine, 1 lint found errors, 2 the call or input is at
-    fault, 3 less would be restored than the config demands."""
+    fault, 3 less would be restored than the config demands, 130 interrupted."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before a subcommand loads TensorFlow: its chatter hides ours
     arguments = list(sys.argv[1:] if argv is None else argv)
     called = next((argument for argument in arguments if not argument.startswith("-")), None)
@@ -40,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"od-finetune {options.command}: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return INTERRUPTED
     except BrokenPipeError:  # as with `| head`
         # Python flushes standard output once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,7 +38,8 @@ def run(options: argparse.Namespace) -> int:
     chosen = variables.matching(rows, options.grep) if options.grep is not None else rows
     if options.grep is not None and not chosen:
         near = names.nearest(options.grep, variables.spellings(rows)) or [row.name for row in rows[:3]]
-        print(f"{options.path}: nothing matches {options.grep!r}. The nearest names are: {', '.join(near)}")
+        said = f"{options.path}: nothing matches {options.grep!r}. The nearest names are: {', '.join(near)}"
+        print(said, file=sys.stderr)
         return _NOTHING
     if options.json:
         print(json.dumps({"path": options.path, **said, "variables": [row._asdict() for row in chosen]}, indent=1))
@@ -62,8 +64,13 @@ def _of_config(options: argparse.Namespace) -> tuple[list[variables.Variable], d
 
 
 def _of_checkpoint(options: argparse.Namespace) -> tuple[list[variables.Entry], dict[str, Any]]:
-    if options.overrides:
-        raise UserError(f"--set changes a config, but {options.path} is none")
+    for flag, given in (
+        ("--set", options.overrides),
+        ("--no-restore", not options.restore),
+        ("--allow_unhonoured", options.allow_unhonoured),
+    ):
+        if given:
+            raise UserError(f"{flag} is for a config, but {options.path} is none; leave it out")
     try:
         source = open_source(options.path)
     except UserError as error:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from od_finetune.checkpoints import class_match
 from od_finetune.checkpoints.class_rows import ClassTransfer
+from od_finetune.checkpoints.records import Row
 from od_finetune.config.label_map import load_label_map
 from od_finetune.errors import UserError
 from od_finetune.protos.pipeline_pb2 import TrainEvalPipelineConfig
@@ -78,6 +80,28 @@ def kept_classes(config: TrainEvalPipelineConfig) -> KeptClasses | None:
     return KeptClasses(
         ids, settings.freeze_rows, settings.distillation_weight, settings.labelled, _is_softmax(config)
     )
+
+
+def check_kept(config: TrainEvalPipelineConfig, rows: Sequence[Row] | None) -> None:
+    """That what keep_classes keeps is not random numbers.
+
+    Args:
+      rows: of the restore plan; None if nothing is restored.
+
+    Raises:
+      UserError: not every variable of the class predictor would be restored.
+    """
+    if not config.train_config.HasField("keep_classes"):
+        return
+    if rows is None:
+        raise UserError(f"{KEEP}: is set, but nothing is restored, so that there is nothing to keep")
+    lost = [row for row in rows if row.class_head and not row.restored]
+    if lost:
+        raise UserError(
+            f"{KEEP}: {len(lost)} variables of the class predictor would start from random numbers, e.g. "
+            f"{lost[0].name} ({lost[0].status.value}), so that there is nothing to keep in them. Restore the heads: "
+            f'fine_tune_checkpoint_type "detection" (of V1) or "full", with {FIELD} where the classes differ'
+        )
 
 
 def _named(config: TrainEvalPipelineConfig) -> dict[str, int]:

@@ -13,7 +13,7 @@ from od_finetune.checkpoints.plan import RestorePlan
 from od_finetune.config import lint, pipeline, training
 from od_finetune.config.detector import build_detector
 from od_finetune.config.finding import ERROR, Finding
-from od_finetune.errors import AbsentError, UserError
+from od_finetune.errors import MissingError, UserError
 from od_finetune.training import probe
 from od_finetune.training.freeze import FreezePlan
 from od_finetune.training.schedules import constant
@@ -65,7 +65,7 @@ def prepare(
         config,
         detector,
         _restore(detector, config) if restore else Restore(missing="not looked for"),
-        FreezePlan.compute(detector, training.freeze_request(config.train_config)),
+        experiment.freeze_plan(detector, config),
     )
 
 
@@ -96,7 +96,7 @@ def _restore(detector: fields.Detector, config: pipeline.TrainEvalPipelineConfig
     try:
         plan = experiment.restore_plan(detector, config)
     except UserError as error:
-        absent = isinstance(error, AbsentError) or _PLACEHOLDER in str(error)
+        absent = isinstance(error, MissingError) or _PLACEHOLDER in str(error)
         return Restore(missing=str(error), refused=not absent)
     if plan is None:
         return Restore(missing="no fine_tune_checkpoint: training starts from random weights")

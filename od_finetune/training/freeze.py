@@ -121,6 +121,15 @@ class FreezePlan:
         return [row.multiplier for row in self.rows if row.trainable]
 
     @property
+    def first_steps(self) -> list[int]:
+        """After how many updates each of `trainable` began to train."""
+        first: dict[str, int] = {}
+        for phase in self.phases:
+            for name in phase.trainable:
+                first.setdefault(name, phase.from_step)
+        return [first[name] for name in self.trainable]
+
+    @property
     def weight_decay(self) -> dict[str, float]:
         """L2 weight, 0 for none, of the trainable variables whose layer's own does not count."""
         return {row.name: row.weight_decay for row in self.rows if row.trainable and row.weight_decay is not None}

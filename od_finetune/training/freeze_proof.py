@@ -133,7 +133,9 @@ class FreezeProof:
             return {}
         records: dict[str, list[Record]] = {}
         for name, record in found:
-            if name in self._variables and record.from_step <= step:
+            # Rows of a class predictor are frozen under a name that other settings do not have: what was proven stays.
+            known = name in self._variables or record.after is not None
+            if known and record.from_step <= step:
                 records.setdefault(name, []).append(record)
         return records
 

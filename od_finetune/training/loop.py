@@ -16,7 +16,7 @@ from od_finetune.training.best import Best, BestSettings, check_metric
 from od_finetune.training.checkpointing import Checkpoints
 from od_finetune.training.evaluator import Evaluator, Interrupted, quiet
 from od_finetune.training.freeze import FreezePlan
-from od_finetune.training.freeze_proof import FREEZE_PROOF, FreezeProof
+from od_finetune.training.freeze_proof import FREEZE_PROOF, FreezeProof, FrozenChangedError
 from od_finetune.training.history import History
 from od_finetune.training.loop_records import (
     COMPLETED,
@@ -145,10 +145,13 @@ class TrainingLoop:
             except NotFiniteError as error:
                 good = self.checkpoints.latest or "none was written yet"
                 raise NotFiniteError(f"{error} The last good checkpoint: {good}.") from None
-            except UserError:
+            except UserError as error:
                 if self.step:  # a checkpoint of step 0 would keep the next run from restoring what the config says
                     self.checkpoints.save()
-                self._proof.finish(self.step)
+                try:
+                    self._proof.finish(self.step)
+                except FrozenChangedError as changed:
+                    raise FrozenChangedError(f"{error}\n{changed}") from error
                 raise
             self.checkpoints.save()
             self._proof.finish(self.step)

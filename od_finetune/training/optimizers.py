@@ -31,12 +31,14 @@ class Optimizer(tf_keras.optimizers.legacy.Optimizer):
         self._set_hyper("learning_rate", schedule)
         self.schedule = schedule
         self._multipliers: dict[Any, float] = {}
+        self._first_steps: dict[Any, int] = {}
 
     def build(
         self,
         variables: Sequence[tf.Variable],
         step: tf.Variable,
         multipliers: Sequence[float] | None = None,
+        first_steps: Sequence[int] | None = None,
     ) -> None:
         """Creates the slots of `variables`; counts in `step`, the one step counter of a run.
 
@@ -46,10 +48,12 @@ class Optimizer(tf_keras.optimizers.legacy.Optimizer):
           variables: everything this optimiser updates from now on.
           step: int64 scalar; read by the schedule, incremented by every update.
           multipliers: of the learning rate, one for each variable; all 1 when left out.
+          first_steps: what `step` was when each variable began to be updated; all 0 when left out.
         """
         if self._iterations is None:
             self.iterations = step
         self._multipliers = {v.ref(): m for v, m in zip(variables, multipliers or [1.0] * len(variables), strict=True)}
+        self._first_steps = {v.ref(): s for v, s in zip(variables, first_steps or [0] * len(variables), strict=True)}
         self.drop_slots_of_others(variables)
         with tf.init_scope():
             # Otherwise made within the first traced step: a checkpoint written before it would lack them.
@@ -131,7 +135,10 @@ class RmsProp(Optimizer):
 
 
 class Adam(Optimizer):
-    """Adam (Kingma and Ba, 2015) with the bias correction folded into the rate; epsilon is the paper's "hat"."""
+    """Adam (Kingma and Ba, 2015) with the bias correction folded into the rate; epsilon is the paper's "hat".
+
+    The correction counts the updates of each variable: the averages of one that is unfrozen late begin at 0 only then.
+    """
 
     def __init__(
         self, schedule: Schedule, epsilon: float = 1e-8, beta_1: float = 0.9, beta_2: float = 0.999
@@ -148,20 +155,23 @@ class Adam(Optimizer):
 
     def _prepare_local(self, var_device: str, var_dtype: tf.DType, apply_state: dict) -> None:
         super()._prepare_local(var_device, var_dtype, apply_state)
-        count = tf.cast(self.iterations + 1, var_dtype)
-        apply_state[(var_device, var_dtype)].update(
-            beta1_power=tf.pow(tf.constant(self.beta_1, var_dtype), count),
-            beta2_power=tf.pow(tf.constant(self.beta_2, var_dtype), count),
-        )
+        apply_state[(var_device, var_dtype)]["powers"] = {
+            first: self._powers(first, var_dtype) for first in set(self._first_steps.values()) | {0}
+        }
+
+    def _powers(self, first_step: int, dtype: tf.DType) -> tuple[tf.Tensor, tf.Tensor]:
+        count = tf.cast(self.iterations + 1 - first_step, dtype)
+        return tf.pow(tf.constant(self.beta_1, dtype), count), tf.pow(tf.constant(self.beta_2, dtype), count)
 
     def _resource_apply_dense(self, grad: tf.Tensor, handle: tf.Variable, apply_state: Mapping) -> tf.Operation:
-        state = apply_state[(handle.device, handle.dtype.base_dtype)]
+        powers = apply_state[(handle.device, handle.dtype.base_dtype)]["powers"]
+        beta1_power, beta2_power = powers[self._first_steps.get(handle.ref(), 0)]
         return tf.raw_ops.ResourceApplyAdam(
             var=handle.handle,
             m=self.get_slot(handle, "m").handle,
             v=self.get_slot(handle, "v").handle,
-            beta1_power=state["beta1_power"],
-            beta2_power=state["beta2_power"],
+            beta1_power=beta1_power,
+            beta2_power=beta2_power,
             lr=self._rate(handle, apply_state),
             beta1=self.beta_1,
             beta2=self.beta_2,

@@ -96,7 +96,7 @@ class Trainer(orbit.StandardTrainer):
     def _carry_out(self, plan: FreezePlan) -> None:
         self.plan = plan  # of the present phase
         self.trained = plan.apply(self.detector)
-        self.optimizer.build(list(self.trained.values()), self.global_step, plan.multipliers)
+        self.optimizer.build(list(self.trained.values()), self.global_step, plan.multipliers, plan.first_steps)
         if self.moving_average is not None:
             self.moving_average.follow(self.trained)
         self._regularizers = _regularizers(self.detector, plan) if self.settings.regularize else {}
@@ -106,12 +106,13 @@ class Trainer(orbit.StandardTrainer):
         """Trains from now on what the plan says for the update after `step` others; whether that is a change.
 
         What begins to train gets its optimiser slots and its moving average here, as new as those of a first step; what
-        stays keeps its own.
+        stays keeps its own. The losses' means start afresh: weight decay may be new among them, or no longer be.
         """
         phase = self.plan.at(step)
         if phase is self.plan:
             return False
         self._carry_out(phase)
+        self.reset_means()
         return True
 
     def losses(self, batch: fields.Batch) -> dict[str, tf.Tensor]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import argparse
 import importlib
 import logging
 import subprocess
@@ -97,3 +98,14 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path):
     assert process.stderr.read() == ""
     process.stderr.close()
     assert process.wait() == 141
+
+
+def test_ctrl_c_ends_with_the_shells_code(monkeypatch, capsys):
+    def interrupted(command):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "build_parser", lambda commands: argparse.ArgumentParser())
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", lambda *_: argparse.Namespace(command="lint"))
+    monkeypatch.setattr(cli, "_module", interrupted)
+    assert cli.main(["lint"]) == 130
+    assert capsys.readouterr().err == "Interrupted.\n"

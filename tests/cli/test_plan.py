@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import io
 import json
-import struct
 
 import pytest
 
@@ -55,11 +54,24 @@ def test_a_restore_that_a_run_would_refuse_is_exit_code_1(tiny_config, capsys):
     assert "A run would stop here: " in capsys.readouterr().out
 
 
-def test_a_damaged_checkpoint_is_not_taken_for_a_missing_one(tiny_config, tmp_path, capsys):
-    (tmp_path / "cut.safetensors").write_bytes(struct.pack("<Q", 50) + b'{"w":')
-    cut = ["--set", f"train_config.fine_tune_checkpoint={tmp_path / 'cut.safetensors'}"]
-    assert cli.main(["plan", str(tiny_config), "--no-costs", *cut]) == 1
-    assert "A run would stop here: " in capsys.readouterr().out
+def test_a_damaged_checkpoint_is_exit_code_1(tiny_config, tmp_path, capsys):
+    (tmp_path / "model.ckpt.index").write_bytes(b"cut")
+    (tmp_path / "model.ckpt.data-00000-of-00001").write_bytes(b"short")
+    damaged = ["--set", f"train_config.fine_tune_checkpoint={tmp_path}/model.ckpt"]
+    assert cli.main(["plan", str(tiny_config), "--no-costs", *damaged]) == 1
+    assert "Restore plan: none. " in capsys.readouterr().out
+
+
+def test_kept_rows_are_in_the_plan_as_in_that_of_a_run(tiny_config, request, capsys):
+    labels = request.config.rootpath / "configs" / "quickstart_data" / "source" / "label_map.pbtxt"
+    transfer = ["--set", f'train_config.class_transfer={{source_label_map: "{labels}"}}']
+    keep = ["--no-costs", "--set", "train_config.keep_classes={}"]
+    assert cli.main(["plan", str(tiny_config), "--json", *transfer, *keep]) == 0
+    assert json.loads(capsys.readouterr().out)["freeze"]["rows_frozen"]["classes"] == ["star", "ring"]
+    assert cli.main(["plan", str(tiny_config), *transfer, *keep, "--set", "train_config.keep_classes.name=stra"]) == 2
+    assert "train_config.keep_classes.name[0]" in capsys.readouterr().err
+    assert cli.main(["plan", str(tiny_config), *keep, "--set", "train_config.keep_classes.name=star"]) == 1
+    assert "would start from random numbers" in capsys.readouterr().out
 
 
 def test_a_config_that_is_wrong_otherwise_is_refused(tiny_config, capsys):

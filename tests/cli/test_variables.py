@@ -76,9 +76,16 @@ def test_entries_that_are_no_weights_are_told_apart(trained, capsys):
 
 
 def test_nothing_that_matches_is_exit_code_1_with_the_nearest_names(checkpoint, capsys):
-    code, out = call(capsys, checkpoint, "--grep", "ClassPredicter")
-    assert code == 1
-    assert "nothing matches 'ClassPredicter'" in out and "BoxPredictor_0/ClassPredictor" in out
+    assert cli.main(["variables", checkpoint, "--json", "--grep", "ClassPredicter"]) == 1
+    out, err = capsys.readouterr()
+    assert "nothing matches 'ClassPredicter'" in err and "BoxPredictor_0/ClassPredictor" in err
+    assert out == ""  # no text where JSON is expected
+
+
+@pytest.mark.parametrize("flag", ["--set=train_config.batch_size=1", "--no-restore", "--allow_unhonoured"])
+def test_flags_of_a_config_are_refused_for_a_checkpoint(checkpoint, capsys, flag):
+    assert cli.main(["variables", checkpoint, flag]) == 2
+    assert f"{flag.split('=')[0]} is for a config" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -186,6 +186,7 @@ def test_pyramid_goes_to_its_own_half_only(tmp_path):
     assert not (tmp_path / "tf2").exists()
 
 
+@pytest.mark.slow
 def test_other_activation_in_the_other_half(tmp_path):
     """TF1's MobileNet V2 has ReLU6 whatever the config says."""
     overrides = [f"{EXTRACTOR}.type=ssd_mobilenet_v2_keras", f"{EXTRACTOR}.conv_hyperparams.activation=RELU",
@@ -196,6 +197,7 @@ def test_other_activation_in_the_other_half(tmp_path):
         export_checkpoint(config, source, tmp_path / "out", "tf1")
 
 
+@pytest.mark.slow
 def test_what_only_decays_differently_is_said(tmp_path):
     config = pipeline.load(CONFIG, [f"{EXTRACTOR}.type=ssd_mobilenet_v2"])
     source = save(randomised(config), tmp_path / "run")

@@ -65,6 +65,7 @@ def assert_same(outputs, found):
     np.testing.assert_allclose(outputs["raw_detection_scores"], found.raw_scores, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_command_exports_the_checkpoints_detections(trained, checkpoint, images, tmp_path, capsys):
     out = tmp_path / "out"
     assert cli.main(["export", f"--pipeline_config_path={CONFIG}", f"--trained_checkpoint_prefix={checkpoint}",

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from od_finetune.export import saved_model
@@ -32,6 +33,7 @@ assert not [name for name in sys.modules if name.split(".")[0] in ("od_finetune"
 """
 
 
+@pytest.mark.slow
 def test_fresh_process_gives_the_detections(tiny_detector, feeds, expected, tmp_path):
     for input_type, feed in TYPES.items():
         saved_model.export(tiny_detector, tmp_path / input_type, input_type)

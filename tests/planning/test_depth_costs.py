@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from od_finetune.planning import probing, report
-from od_finetune.planning.depth_costs import THIS_CONFIG, DepthCosts, Row, agreement
+from od_finetune.planning.depth_costs import THIS_CONFIG, DepthCosts, Row, _configured, agreement
 from od_finetune.training.costs import Depth, StepCost
 from od_finetune.training.probe import Measurement
 
@@ -131,3 +131,16 @@ def test_depths_take_their_steps_in_turns(costs, monkeypatch):
     assert FakeProcess.log[-1] == "gone none" and "start d5" in FakeProcess.log
     assert [row.measured.relative for row in found.rows] == pytest.approx([1 - 40 * i / 201 for i in range(6)])
     assert found.rows[1].measured.peak_bytes == 10**9 - 40
+
+
+def test_what_gradual_unfreezing_will_train_is_marked_too():
+    class Phase:
+        def __init__(self, from_step, trainable):
+            self.from_step, self.trainable, self.phases = from_step, trainable, []
+
+    phases = [Phase(0, ["c"]), Phase(300, ["b", "c"]), Phase(500, ["c"])]
+    phases[0].phases = phases
+    assert _configured(phases[0]) == {
+        frozenset("c"): "this config",
+        frozenset("bc"): "this config from step 300",
+    }

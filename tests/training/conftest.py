@@ -103,6 +103,9 @@ class FakeDetector(tf.Module):
     def tf2_names(self) -> dict[str, str]:
         return {"FeatureExtractor/Conv_0/weights": "stem/kernel"}
 
+    def vocabularies(self) -> tuple:
+        return ()
+
     def part(self, name: str) -> str:
         return "backbone" if name.startswith("FeatureExtractor") else "head"
 

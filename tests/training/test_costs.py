@@ -97,6 +97,7 @@ def test_what_is_left_of_the_full_step_is_what_freezing_traces(fake_detector, ba
         assert_depth_is_as_traced(detector, batch(0), step, stages, depth)
 
 
+@pytest.mark.slow
 def test_the_same_on_a_real_detector(tiny_config):
     prepared = plans.prepare(str(tiny_config), restore=False)
     batch = plans.noise(prepared.detector, prepared.config)

@@ -53,6 +53,7 @@ def operations(trainer: Trainer) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_there_is_no_backward_operation_below_the_lowest_trainable_layer(tiny_config, bench, hashes):
     detector = tiny_detector(tiny_config)
     trainer = trainer_of(detector, bench, FreezeRequest(freeze_through="layer_14"))

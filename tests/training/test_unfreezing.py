@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from od_finetune import object_keys
+from od_finetune import fields, object_keys
 from od_finetune.training import loop
 from od_finetune.training.freeze import FreezeRequest, NormRule, Unfreezing
 from od_finetune.training.freeze_proof import FreezeProof, FrozenChangedError
@@ -84,6 +84,15 @@ def test_each_phase_is_traced_once_shown_and_has_its_own_slots_and_averages(star
     weight = object_keys.named(fresh.get_variable_to_shape_map(), object_keys.MODEL)[STEM]
     np.testing.assert_array_equal(fresh.get_tensor(average), fresh.get_tensor(weight))
     assert not fresh.get_tensor(object_keys.slot_key(STEM, "m")).any()
+
+
+def test_a_phase_may_be_the_first_that_has_weight_decay(start, tmp_path, scalars):
+    decay = (("BoxPredictor", 0.0), ("FeatureExtractor", 0.1))
+    request = FreezeRequest(freeze=("FeatureExtractor",), unfreeze=(Unfreezing(3, ("Conv_1",)),), weight_decay=decay)
+    run = start(LoopSettings(6, log_every=2), freeze=request)
+    run.run()
+    written = scalars(tmp_path / "run" / "train")
+    assert set(written[fields.REGULARIZATION_LOSS]) == {4, 6} and set(written[fields.TOTAL_LOSS]) == {2, 4, 6}
 
 
 def test_a_resume_shows_the_phase_it_is_in_and_falls_back_to_an_earlier_one(start, state_of, tmp_path):
@@ -159,6 +168,21 @@ def test_a_frozen_variable_that_changed_is_an_error_and_everything_is_written(st
     assert (tmp_path / "run" / "ckpt-2.index").exists()
 
 
+def test_a_frozen_variable_that_changed_does_not_hide_why_a_run_ended(start, dataset):
+    def meddle(skip):
+        def fail(batch):
+            assertion = tf.debugging.Assert(tf.reduce_all(batch.keys != "train.record:4 image-4"), ["bad record 4"])
+            with tf.control_dependencies([assertion]):
+                return tf.nest.map_structure(tf.identity, batch)
+
+        run.trainer.detector.named_variables()[STEM].assign_add(tf.fill([3, 3, 3, 4], 1e-6))
+        return dataset(skip=skip).map(fail)
+
+    run = start(LoopSettings(10), freeze=("FeatureExtractor",), make_dataset=meddle)
+    with pytest.raises(FrozenChangedError, match=f"(?s)bad record 4.*changed although they were frozen.*{STEM}"):
+        run.run()
+
+
 @pytest.fixture
 def proof(tmp_path):
     """Makes the proof of a run that starts at a step with a value of `w`, and returns its rows after it ended."""
@@ -181,6 +205,17 @@ def test_other_settings_on_resume_end_a_proof_and_begin_another(proof):
     assert proof(9, ["w"], 2.0, end=12) == [(0, 4, True), (8, 12, True)]
     assert proof(6, ["w"], 1.5, end=7) == [(0, 4, True), (6, 7, True)]  # from an older checkpoint
     assert proof(0, ["w"], 9.0, end=1) == [(0, 1, True)]  # another run
+
+
+def test_what_was_proven_under_a_name_that_is_no_longer_asked_for_stays(tmp_path):
+    def run(step, end, names):
+        made = FreezeProof(tmp_path / "freeze_proof.json", {name: tf.Variable(1.0) for name in names})
+        made.begin(step, names)
+        made.finish(end)
+        return {row["name"]: row["to_step"] for row in json.loads(made.path.read_text())["variables"]}
+
+    assert run(0, 4, ["w", "head[rows of star]"]) == {"w": 4, "head[rows of star]": 4}
+    assert run(4, 8, ["w", "head[rows of ring]"]) == {"w": 8, "head[rows of star]": 4, "head[rows of ring]": 8}
 
 
 def test_a_lost_or_broken_file_proves_from_here_on_and_says_so(proof, tmp_path, caplog):
@@ -211,3 +246,15 @@ def test_unfrozen_on_an_earlier_phase_than_the_trainers_is_undone(fake_detector,
     with pytest.raises(KeyError):
         trainer.optimizer.get_slot(trainer.detector.named_variables()[STEM], "m")
     assert not trainer.detector.weighted_layers()["FeatureExtractor/Conv_0/BatchNorm"].trainable
+
+
+def test_adams_first_update_of_what_is_unfrozen_is_that_of_a_first_step(start):
+    """The rate times the gradient's sign; corrected for all steps of the run it would be 0.58 times that here."""
+    request = FreezeRequest(freeze=("FeatureExtractor",), unfreeze=(Unfreezing(3, ("Conv_1/weights|Conv_1/depth",)),))
+    run = start(LoopSettings(3), "adam", freeze=request)
+    run.run()
+    trainer, name = run.trainer, "FeatureExtractor/Conv_1/depthwise_weights"
+    before, rate = trainer.trained[name].numpy(), float(trainer.optimizer.current_rate())
+    trainer.train(tf.constant(1))
+    moved = np.abs(trainer.trained[name].numpy() - before)
+    assert moved.max() == pytest.approx(rate, rel=1e-2)

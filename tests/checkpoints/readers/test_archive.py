@@ -177,5 +177,5 @@ class TestRefused:
         path = pack(tmp_path / "z.tar.gz", {"a/readme.txt": b"x"})
         self._refused(path, "no checkpoint, SavedModel, frozen graph or Keras file in it. It has: a/readme.txt")
         path = pack(tmp_path / "torch.zip", {"archive/data.pkl": b"x"})  # another reader's, or nobody's
-        with pytest.raises(UserError, match="not a checkpoint that can be read"):
+        with pytest.raises(UserError, match="damaged or incompletely copied PyTorch file"):
             open_source(path)

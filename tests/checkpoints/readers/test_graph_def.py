@@ -10,7 +10,7 @@ from google.protobuf import text_format
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 from tensorflow.python.tools.optimize_for_inference_lib import fold_batch_norms
 
-from od_finetune.checkpoints.plan import RestorePlan, RestoreRequest, Status
+from od_finetune.checkpoints.plan import RestorePlan, RestoreRequest, Status, Target
 from od_finetune.checkpoints.source import open_source
 from od_finetune.config.detector import build_detector
 from od_finetune.errors import UnreadableError, UserError
@@ -28,15 +28,7 @@ def _detector(config, **ssd):
 
 
 def _plan(detector, source, type="full"):
-    return RestorePlan.compute(
-        detector.named_variables(),
-        source,
-        RestoreRequest(source.path, type),
-        detector.tf2_names(),
-        detector.part,
-        detector.is_class_head,
-        detector.num_classes,
-    )
+    return RestorePlan.compute(Target.of(detector), [(source, RestoreRequest(source.path, type))])
 
 
 def _inputs(detector):
@@ -125,7 +117,7 @@ def test_frozen_graph_restores_every_variable(tiny, tmp_path, naming):
     assert open_source(tmp_path).path == source.path
     plan = _plan(detector, source)
     plan.check()
-    assert plan.unused == ()
+    assert plan.sources[0].unused == ()
     for row in plan.rows:
         np.testing.assert_array_equal(source.read(row.source), values[row.name], err_msg=row.name)
     norms = [name.removesuffix("/gamma") for name in values if name.endswith("/gamma")]
@@ -155,7 +147,7 @@ class TestSavedModel:
             tf1.saved_model.simple_save(session, str(tmp_path / "saved_model"), tensors, tensors)
         source = open_source(tmp_path)  # as the zoo's archives have it
         assert (source.kind, source.path) == ("SavedModel with frozen variables", str(tmp_path / "saved_model"))
-        assert _plan(detector, source).unused == ()
+        assert _plan(detector, source).sources[0].unused == ()
         np.testing.assert_array_equal(source.read(next(iter(source.names()))), values[next(iter(source.names()))])
 
     def test_constants_in_a_function(self, tiny, tmp_path):
@@ -313,7 +305,7 @@ class TestCoco:
         detector, checkpoint, path, _ = coco
         source = open_source(path)
         plan = _plan(detector, source)
-        assert len(plan.with_status(Status.RESTORED)) == len(plan.rows) == 404 and plan.unused == ()
+        assert len(plan.with_status(Status.RESTORED)) == len(plan.rows) == 404 and plan.sources[0].unused == ()
         for row in plan.rows:
             np.testing.assert_array_equal(source.read(row.source), checkpoint.read(row.name), err_msg=row.name)
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 import tf_keras
 from google.protobuf import text_format
 
-from od_finetune.checkpoints.plan import RestorePlan, RestoreRequest, Status
+from od_finetune.checkpoints.plan import RestorePlan, RestoreRequest, Status, Target
 from od_finetune.checkpoints.source import open_source
 from od_finetune.config.detector import build_detector
 from od_finetune.errors import UnreadableError, UserError
@@ -147,12 +147,7 @@ class TestMobileNetV2:
         detector = self._detector(shared, alpha)
         variables = detector.named_variables()
         plan = RestorePlan.compute(
-            variables,
-            open_source(path),
-            RestoreRequest(path, "classification"),
-            detector.tf2_names(),
-            detector.part,
-            detector.is_class_head,
+            Target.of(detector), [(open_source(path), RestoreRequest(path, "classification"))]
         )
         backbone = [row for row in plan.rows if row.part == "backbone"]
         left = {row.name.rpartition("MobilenetV2/")[2].split("/")[0] for row in plan.with_status(Status.SHAPE_DIFFERS)}
