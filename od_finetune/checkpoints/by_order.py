@@ -65,6 +65,43 @@ def pair(
     return found
 
 
+def shifted_norms(model: Mapping[str, Shape], view: View) -> list[str]:
+    """A notice if batch norms seem to have got those of later layers; else none.
+
+    Norms are counted apart from kernels, so that in a network of one width a norm that the file lacks (folded into its
+    convolution, say) shifts all that follow, and no shape tells. But then the last pair lies behind more kernels in
+    the file than in the model; where a block, or the whole file, merely lists its norms last, that says nothing.
+
+    Args:
+      model: as of `pair`.
+      view: as of `pair`.
+    """
+    here, there = _norms(_layers(model, model)), _norms(_layers(view.order, view.shapes))
+    pairs = list(zip(here, there, strict=False))
+    listed_last = len({kernels for _, kernels in there}) < 2
+    if not pairs or listed_last or pairs[-1][1][1] <= pairs[-1][0][1]:
+        return []
+    # The shift began after the last pair that lay where the model has it.
+    good = [index for index, ((_, mine), (_, theirs)) in enumerate(pairs) if theirs <= mine]
+    (layer, mine), (other, theirs) = pairs[good[-1] + 1 if good else 0]
+    return [
+        f"the checkpoint may lack a batch norm: {layer.scope} is paired with {other.scope}, but follows kernel {mine} "
+        f"in the model, kernel {theirs} in the checkpoint, and so on to the last. If so, restore what comes before and "
+        "what comes behind in two blocks, by scope and skip"
+    ]
+
+
+def _norms(layers: Iterable[Layer]) -> list[tuple[Layer, int]]:
+    """The batch norms, each with the number of kernels before it."""
+    found, kernels = [], 0
+    for layer in layers:
+        if layer.is_norm:
+            found.append((layer, kernels))
+        else:
+            kernels += 1
+    return found
+
+
 class _Checker(NamedTuple):
     mine: Sequence[Layer]
     theirs: Sequence[Layer]

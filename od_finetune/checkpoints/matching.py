@@ -66,9 +66,11 @@ def match(
     wanted = _wanted(target, request)
     namings = vocabularies.of_type(request.type, target.vocabularies)
     finder = vocabularies.Finder(view, source.layout, namings)
+    notices = [*request.notices, *source.notes]
     if request.by_order:
         selected = {name: target.shapes[name] for name in target.shapes if name in wanted}
         pairs = by_order.pair(selected, view, source.layout, request.field, target.is_class_head)
+        notices += by_order.shifted_norms(selected, view)
         found = {name: [finder.match(BY_ORDER, name, entry, target.shapes[name])] for name, entry in pairs.items()}
     else:
         found = {name: finder.find(name, target.tf2_names.get(name, ""), target.shapes[name]) for name in wanted}
@@ -84,8 +86,7 @@ def match(
         tuple(sorted(own for own in view.own.values() if own not in used)),
         tuple(sorted(view.excluded)),
         (
-            *request.notices,
-            *source.notes,
+            *notices,
             *_notices(request, view, found),
             *_epsilon_notices(rows, epsilon_of),
             *_vocabulary_notes(rows, target),

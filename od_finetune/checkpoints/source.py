@@ -116,7 +116,8 @@ def _listing(path: str) -> str:
     entries = sorted(tf_checkpoint.prefixes(directory)) or sorted(os.listdir(directory))
     if not entries:
         return f"{missing} {directory} is empty."
-    close = names.nearest(os.path.basename(path), entries, n=5)
+    # The path itself is among them where it lies there but is no checkpoint.
+    close = names.nearest(os.path.basename(path), [entry for entry in entries if entry != os.path.basename(path)], n=5)
     shown = close + [entry for entry in entries if entry not in close]
     more = f" and {len(shown) - 10} more" if len(shown) > 10 else ""
     meant = f" Did you mean {os.path.join(directory, close[0])}?" if close and not missing else ""

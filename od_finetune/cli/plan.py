@@ -66,8 +66,8 @@ def _costs(options: argparse.Namespace, prepared: plans.Plans) -> DepthCosts:
 def _text(prepared: plans.Plans, costs: DepthCosts | None) -> list[str]:
     restore = prepared.restore
     parts = [restore.plan.text() if restore.plan else f"Restore plan: none. {restore.missing}"]
-    if restore.plan and restore.plan.problem:
-        parts.append(f"A run would stop here: {restore.plan.problem}")
+    if restore.refused:
+        parts.append(f"A run would stop here: {restore.plan.problem if restore.plan else restore.missing}")
     return [*parts, prepared.freeze.text(), *([report.text(costs)] if costs else [])]
 
 

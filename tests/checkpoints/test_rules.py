@@ -232,6 +232,22 @@ class TestByOrder:
         plan = _plan(_source(values | norm, OIHW), type="classification", by_order=True)
         assert all(row.status is Status.RESTORED for row in plan.rows if row.name in BACKBONE)
 
+    @pytest.mark.parametrize("lacking", [None, 1])
+    def test_a_norm_that_the_file_lacks_is_noticed(self, lacking):
+        """In a network of one width no shape tells that the norms behind it have moved up."""
+        norm = {"gamma": "weight", "beta": "bias", "moving_mean": "running_mean", "moving_variance": "running_var"}
+        shapes, file = {}, {}
+        for layer in range(4):
+            shapes[f"N/c{layer}/weights"], file[f"{layer}.conv.weight"] = (1, 1, 4, 4), np.zeros((4, 4, 1, 1))
+            shapes |= {f"N/c{layer}/BatchNorm/{leaf}": (4,) for leaf in norm}
+            if layer != lacking:
+                file |= {f"{layer}.bn.{leaf}": np.zeros(4) for leaf in norm.values()}
+        target = Target(shapes, {}, lambda name: "backbone", lambda name: False)
+        plan = RestorePlan.compute(target, [(_source(file, OIHW), _request(by_order=True))])
+        notices = [notice for notice in plan.sources[0].notices if "lack a batch norm" in notice]
+        assert len(notices) == (lacking is not None)
+        assert all("N/c1/BatchNorm is paired with 2.bn, but follows kernel 2" in notice for notice in notices)
+
     def test_the_first_n_layers_of_a_truncated_network(self):
         values = _torch(_arrays({name: SHAPES[name] for name in BACKBONE}))
         short = {name: value for name, value in values.items() if name < "body.3"}

@@ -136,6 +136,13 @@ def test_own_checkpoint_has_canonical_names(tmp_path):
     np.testing.assert_array_equal(source.read(name), [1.0, 2.0])
 
 
+def test_a_file_that_is_no_checkpoint_is_not_its_own_nearest_name(tmp_path):
+    (tmp_path / "notes.txt").write_text("nothing")
+    with pytest.raises(UserError, match="not a checkpoint that can be read") as error:
+        open_source(tmp_path / "notes.txt")
+    assert "Did you mean" not in str(error.value)
+
+
 def test_missing_path_lists_what_is_there(tmp_path, save_tensors):
     save_tensors(tmp_path / "model.ckpt-500", _arrays("a"))
     with pytest.raises(UserError, match=r"has: model.ckpt-500. Did you mean \S*/model.ckpt-500\?"):
