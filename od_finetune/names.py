@@ -24,6 +24,10 @@ Rules = list[tuple[str, str]]
 """Rewriting steps in order: every match of a pattern becomes its replacement (`re.sub` syntax)."""
 
 
+FRAMEWORK_EPSILON = 1e-5
+"""Epsilon of batch norms in PyTorch and in Gluon, unless a network says otherwise."""
+
+
 class Vocabulary(NamedTuple):
     """How one kind of published checkpoint names the variables of a network."""
 

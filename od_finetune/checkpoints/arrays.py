@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -61,3 +62,25 @@ class ArraySource:
     def describe(self) -> str:
         """Format, path and number of entries in one line."""
         return f"{self.kind} {self.path} ({len(self.shapes)} weights, {len(self.others)} other entries)"
+
+
+def derived(source: Any, **changes: Any) -> ArraySource:
+    """The entries of another source, with some of ArraySource's fields changed.
+
+    Args:
+      source: fulfils `od_finetune.checkpoints.source.Source`.
+    """
+    shapes, order = source.names(), source.order()
+    same = dict(
+        path=source.path,
+        kind=source.kind,
+        shapes=shapes if order is None else {name: shapes[name] for name in order},
+        load=source.read,
+        layout=source.layout,
+        others=source.other_entries(),
+        second_names=source.aliases(),
+        notes=source.notes,
+        epsilons=source.epsilons,
+        has_order=order is not None,
+    )
+    return ArraySource(**{**same, **changes})

@@ -7,11 +7,9 @@ tf-models-official as a slot `average` of its optimiser (`<object path>/.OPTIMIZ
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-
-import numpy as np
 
 from od_finetune import object_keys
+from od_finetune.checkpoints.arrays import ArraySource, derived
 from od_finetune.checkpoints.source import Source
 from od_finetune.errors import UserError
 
@@ -20,43 +18,7 @@ _OWN = f"{object_keys.MOVING_AVERAGE}/"
 _SLOT = re.compile(re.escape(object_keys.SLOT) + r"[^/]+/average$")
 
 
-class AveragedSource:
-    """A Source that reads the moving average of each weight that has one; see `source.Source`."""
-
-    def __init__(self, source: Source, averages: Mapping[str, str]) -> None:
-        weights = len(source.names())
-        self.path, self.kind = source.path, source.kind
-        self.layout, self.epsilons = source.layout, source.epsilons
-        note = f"{len(averages)} of {weights} weights are their moving averages; the rest have none."
-        self.notes = (*source.notes, note if len(averages) < weights else f"All {weights} weights are moving averages.")
-        self._source, self._averages = source, averages
-
-    def names(self) -> Mapping[str, tuple[int, ...]]:
-        """Shape by name of the entries that may be a model's weights, sorted by name."""
-        return self._source.names()
-
-    def order(self) -> tuple[str, ...] | None:
-        """The same names in the order of the file; None where the format keeps none."""
-        return self._source.order()
-
-    def other_entries(self) -> Mapping[str, tuple[int, ...]]:
-        """Shape by name of the rest, moving averages among them, sorted by name."""
-        return self._source.other_entries()
-
-    def aliases(self) -> Mapping[str, str]:
-        """Second spelling -> name."""
-        return self._source.aliases()
-
-    def read(self, name: str) -> np.ndarray:
-        """One entry's moving average, or its values where it has none. Raises UserError where the file is damaged."""
-        return self._source.read(self._averages.get(name, name))
-
-    def describe(self) -> str:
-        """Format, path and number of entries in one line."""
-        return f"{self._source.describe()}, {len(self._averages)} weights by their moving averages"
-
-
-def with_moving_averages(source: Source) -> AveragedSource:
+def with_moving_averages(source: Source) -> ArraySource:
     """The same source with moving averages in place of the weights that have one.
 
     Raises:
@@ -79,7 +41,11 @@ def with_moving_averages(source: Source) -> AveragedSource:
             f"{source.path} ({source.kind}): moving averages are asked for, but it has none: no entry "
             f"'<name>{_TF1}', '{_OWN}<name>' or optimiser slot 'average'. Leave moving_averages out."
         )
-    return AveragedSource(source, averages)
+    some = f"{len(averages)} of {len(shapes)} weights are their moving averages; the rest have none."
+    note = some if len(averages) < len(shapes) else f"All {len(shapes)} weights are moving averages."
+    return derived(
+        source, load=lambda name: source.read(averages.get(name, name)), notes=(*source.notes, note)
+    )
 
 
 def _averaged(entry: str) -> str | None:

@@ -17,7 +17,6 @@ from od_finetune.checkpoints.source import Source
 from od_finetune.errors import UserError
 
 BY_ORDER = "by order"
-_FRAMEWORK_EPSILON = 1e-5  # of batch norms in PyTorch and in Gluon, unless a network says otherwise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +153,7 @@ def _epsilon_of(
         if by_rule.get(rule) is not None:
             return by_rule[rule], f"{rule}'s way"
         if source.layout == OIHW:
-            return _FRAMEWORK_EPSILON, "PyTorch's and Gluon's default; batch_norm_epsilon says otherwise"
+            return names.FRAMEWORK_EPSILON, "PyTorch's and Gluon's default; batch_norm_epsilon says otherwise"
         return None, ""
 
     return epsilon

@@ -23,7 +23,6 @@ def test_tf1(tmp_path, save_tensors):
     np.testing.assert_array_equal(averaged.read("F/Conv/weights"), np.ones((2, 3)))
     np.testing.assert_array_equal(averaged.read("F/Conv/BatchNorm/moving_mean"), np.full((3,), 7))
     assert averaged.notes == ("1 of 2 weights are their moving averages; the rest have none.",)
-    assert averaged.describe().endswith("(2 weights, 3 other entries), 1 weights by their moving averages")
     assert averaged.path == source.path and averaged.layout == source.layout
 
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from od_finetune.checkpoints.arrays import ArraySource, derived
 from od_finetune.checkpoints.readers import graph_def, keras_file, members, saved_model, tf_checkpoint
 from od_finetune.checkpoints.readers.members import Member
 from od_finetune.errors import UserError
@@ -21,42 +22,6 @@ from od_finetune.errors import UserError
 _CHECKPOINT_FILE = re.compile(r"^(.+)\.(index|data-\d{5}-of-\d{5})$")
 _STATE = re.compile(rb'^\s*model_checkpoint_path\s*:\s*"((?:[^"\\]|\\.)*)"', re.MULTILINE)
 _MOST_STATE = 1 << 20
-
-
-class ArchivedSource:
-    """A Source within an archive; see `od_finetune.checkpoints.source.Source`. Errors name the archive."""
-
-    def __init__(self, source: object, path: str, folder: tempfile.TemporaryDirectory[str], here: str) -> None:
-        self.path = path
-        self.kind = f"{source.kind} in an archive"
-        self.layout, self.notes, self.epsilons = source.layout, source.notes, source.epsilons
-        self._source = source
-        self._folder = folder  # removed when this object goes
-        self._here = here
-
-    def names(self) -> Mapping[str, tuple[int, ...]]:
-        """Shape by name of the entries that may be a model's weights, sorted by name."""
-        return self._source.names()
-
-    def order(self) -> tuple[str, ...] | None:
-        """The same names in the order of the file; None where the format keeps none."""
-        return self._source.order()
-
-    def other_entries(self) -> Mapping[str, tuple[int, ...]]:
-        """Shape by name of the rest, sorted by name."""
-        return self._source.other_entries()
-
-    def aliases(self) -> Mapping[str, str]:
-        """Second spelling -> name."""
-        return self._source.aliases()
-
-    def read(self, name: str) -> np.ndarray:
-        """One entry's values. Raises UserError where the file is damaged."""
-        return _renamed(lambda: self._source.read(name), self._here, self.path)
-
-    def describe(self) -> str:
-        """Format, path and number of entries in one line."""
-        return f"{self.kind} {self.path} ({len(self.names())} weights, {len(self.other_entries())} other entries)"
 
 
 def sniff(path: str) -> bool:
@@ -73,7 +38,7 @@ def sniff(path: str) -> bool:
     return names is None or bool(_choices([Member(name, 0, name) for name in names]))
 
 
-def open_archive(path: str) -> ArchivedSource:
+def open_archive(path: str) -> ArraySource:
     """Opens the checkpoint in an archive: a checkpoint before a SavedModel before a frozen graph before a Keras file.
 
     Args:
@@ -95,7 +60,11 @@ def open_archive(path: str) -> ArchivedSource:
     here = os.path.join(folder.name, *chosen.name.split("/"))
     shown = f"{archive}/{chosen.name}"
     source = _renamed(lambda: chosen.open(here), here, shown)
-    return ArchivedSource(source, shown, folder, here)
+
+    def load(name: str, folder: tempfile.TemporaryDirectory[str] = folder) -> np.ndarray:  # removed with this function
+        return _renamed(lambda: source.read(name), here, shown)
+
+    return derived(source, path=shown, kind=f"{source.kind} in an archive", load=load)
 
 
 class _Choice:

@@ -6,9 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from od_finetune.names import Rules, Vocabulary
-
-FRAMEWORK_EPSILON = 1e-5  # of batch norms in PyTorch and in Gluon, unless a network says otherwise
+from od_finetune.names import FRAMEWORK_EPSILON, Rules, Vocabulary
 
 # From a canonical leaf to a framework's, after a layer's own name and a slash.
 TORCH: Rules = [
