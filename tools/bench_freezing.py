@@ -19,10 +19,10 @@ import argparse
 import time
 from collections.abc import Callable
 
-import numpy as np
 import tensorflow as tf
 
 from od_finetune import fields
+from od_finetune.training import probe
 from od_finetune.training.freeze import FreezePlan, FreezeRequest
 from od_finetune.training.optimizers import Momentum
 from od_finetune.training.schedules import constant
@@ -63,30 +63,6 @@ def make_step(
     return step
 
 
-def random_batch(size: int, side: int, num_classes: int, boxes: int = 3) -> fields.Batch:
-    """A batch of noise with a few boxes."""
-    draws = np.random.default_rng(0)
-    flags = tf.zeros([size, boxes], tf.bool)
-    corners = np.sort(draws.random([size, boxes, 2, 2], np.float32), axis=2).reshape(size, boxes, 4)
-    return fields.Batch(
-        images=tf.constant(draws.random([size, side, side, 3], np.float32) * 255),
-        true_shapes=tf.constant([[side, side, 3]] * size),
-        groundtruth=fields.Groundtruth(
-            boxes=tf.constant(corners),
-            classes=tf.one_hot(draws.integers(0, num_classes, [size, boxes]), num_classes),
-            weights=tf.ones([size, boxes]),
-            num_boxes=tf.fill([size], boxes),
-            is_crowd=flags,
-            difficult=flags,
-            group_of=flags,
-            area=tf.zeros([size, boxes]),
-        ),
-        keys=tf.constant(["noise"] * size),
-        source_ids=tf.constant(["noise"] * size),
-        original_shapes=tf.constant([[side, side]] * size),
-    )
-
-
 def main() -> None:
     """Prints seconds per step and the ratio to what od_finetune does."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -106,7 +82,7 @@ def main() -> None:
     for label, patterns in plans.items():
         detector = build_detector(model)
         detector.build()
-        batch = batch or random_batch(flags.batch_size, flags.side, detector.num_classes)
+        batch = batch or probe.random_batch(flags.batch_size, (flags.side, flags.side), detector.num_classes, 3)
         plan = FreezePlan.compute(detector, FreezeRequest(freeze=patterns))
         steps[label] = make_step(label if label in METHODS else NOT_WATCHED, detector, plan, 1e-4)
         steps[label](batch)  # traces

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 from od_finetune import names
 from od_finetune.errors import UserError
 
-SAME_NAME, RENAMED, MEAN, ANEW = HOW = ("same name", "renamed", "mean of named classes", "starts anew")
+SAME_NAME, RENAMED, MEAN, ANEW = ("same name", "renamed", "mean of named classes", "starts anew")
 
 _FIELD = "train_config.class_transfer"
 
@@ -27,7 +27,7 @@ class ClassStart(NamedTuple):
 
     name: str
     id: int  # in the model's label map, from 1
-    how: str  # one of HOW
+    how: str  # SAME_NAME, RENAMED, MEAN or ANEW
     sources: tuple[str, ...] = ()  # classes of the checkpoint; the mean of their rows where there are several
     source_ids: tuple[int, ...] = ()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -12,22 +11,16 @@ import tf_keras
 
 from od_finetune.config import pipeline
 from od_finetune.config.detector import build_detector
-from od_finetune.training import optimizers, schedules
+from od_finetune.training import optimizers, probe, schedules
 from od_finetune.training.checkpointing import Checkpoints
 from od_finetune.training.freeze import FROZEN_STATISTICS, FreezePlan, FreezeRequest
 from od_finetune.training.trainer import Trainer, TrainerSettings
 
 ROOT = Path(__file__).resolve().parents[2]
-BENCH = ROOT / "tools" / "bench_freezing.py"
 
 
-@pytest.fixture(scope="module")
-def random_batch():
-    """The benchmark's: (size of the batch, of the image, classes) -> a batch."""
-    spec = importlib.util.spec_from_file_location("bench_freezing", BENCH)
-    bench = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(bench)
-    return bench.random_batch
+def random_batch(size, side, num_classes):
+    return probe.random_batch(size, (side, side), num_classes, max_boxes=3)
 
 
 @pytest.fixture
@@ -44,7 +37,7 @@ def detector(shared):
 
 
 @pytest.mark.slow
-def test_a_frozen_backbone_keeps_its_bits_and_has_no_backward_operation(detector, random_batch, hashes):
+def test_a_frozen_backbone_keeps_its_bits_and_has_no_backward_operation(detector, hashes):
     dataset = tf.data.Dataset.from_tensors(random_batch(2, 96, 2)).repeat()
     plan = FreezePlan.compute(detector, FreezeRequest(freeze=("feature_extractor",)))
     assert all(detector.part(name) == "head" for name in plan.trainable)
@@ -85,7 +78,7 @@ RANDOM_WITHIN = (
 
 
 @pytest.mark.slow
-def test_dropout_and_sampled_anchors_are_the_same_after_a_resume(random_batch, state_of, tmp_path):
+def test_dropout_and_sampled_anchors_are_the_same_after_a_resume(state_of, tmp_path):
     config = pipeline.load(ROOT / "configs" / "quickstart.config", RANDOM_WITHIN)
     batch = random_batch(2, 96, 4)
 
@@ -117,7 +110,7 @@ def _operations(trainer):
     return [node.op for function in traced.graph.as_graph_def().library.function for node in function.node_def]
 
 
-def test_a_norm_that_the_config_has_in_inference_mode_is_reported_so(hashes, random_batch):
+def test_a_norm_that_the_config_has_in_inference_mode_is_reported_so(hashes):
     overrides = (*RANDOM_WITHIN, "model.ssd.freeze_batchnorm=true")
     built = build_detector(pipeline.load(ROOT / "configs" / "quickstart.config", overrides).model)
     built.build()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,21 +11,12 @@ import tensorflow as tf
 from od_finetune import experiment
 from od_finetune.config import pipeline
 from od_finetune.config.detector import build_detector
-from od_finetune.training import optimizers, schedules
+from od_finetune.training import optimizers, probe, schedules
 from od_finetune.training.freeze import FreezePlan, FreezeRequest, NormRule
 from od_finetune.training.trainer import Trainer
 
-BENCH = Path(__file__).resolve().parents[2] / "tools" / "bench_freezing.py"
 V2 = ("model.ssd.feature_extractor.type=ssd_mobilenet_v2", "model.ssd.feature_extractor.depth_multiplier=0.1")
 HELD = "FeatureExtractor/MobilenetV2/expanded_conv_12"  # layer_14
-
-
-@pytest.fixture(scope="module")
-def bench():
-    spec = importlib.util.spec_from_file_location("bench_freezing", BENCH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def tiny_detector(tiny_config, *overrides):
@@ -36,8 +25,8 @@ def tiny_detector(tiny_config, *overrides):
     return detector
 
 
-def trainer_of(detector, bench, request: FreezeRequest) -> Trainer:
-    dataset = tf.data.Dataset.from_tensors(bench.random_batch(2, 96, 4)).repeat()
+def trainer_of(detector, request: FreezeRequest) -> Trainer:
+    dataset = tf.data.Dataset.from_tensors(probe.random_batch(2, (96, 96), 4, max_boxes=3)).repeat()
     plan = FreezePlan.compute(detector, request)
     return Trainer(detector, plan, optimizers.Momentum(schedules.constant(0.01)), dataset)
 
@@ -54,9 +43,9 @@ def operations(trainer: Trainer) -> list[str]:
 
 
 @pytest.mark.slow
-def test_there_is_no_backward_operation_below_the_lowest_trainable_layer(tiny_config, bench, hashes):
+def test_there_is_no_backward_operation_below_the_lowest_trainable_layer(tiny_config, hashes):
     detector = tiny_detector(tiny_config)
-    trainer = trainer_of(detector, bench, FreezeRequest(freeze_through="layer_14"))
+    trainer = trainer_of(detector, FreezeRequest(freeze_through="layer_14"))
     above = [name for stage in detector.stages()[14:] for name in stage.variables]
     assert trainer.plan.trainable == [name for name in above if "moving" not in name]
     nodes = operations(trainer)
@@ -76,7 +65,7 @@ def test_there_is_no_backward_operation_below_the_lowest_trainable_layer(tiny_co
     assert before[f"{HELD}/project/BatchNorm/moving_mean"] == after[f"{HELD}/project/BatchNorm/moving_mean"]
 
 
-def test_norms_of_a_frozen_backbone_by_affine_and_statistics(tiny_config, bench, hashes):
+def test_norms_of_a_frozen_backbone_by_affine_and_statistics(tiny_config, hashes):
     # Without batch statistics the quickstart's small random weights would leave no signal for a gamma's gradient.
     strong = "model.ssd.feature_extractor.conv_hyperparams.initializer.truncated_normal_initializer.stddev=0.4"
     detector = tiny_detector(tiny_config, "model.ssd.freeze_batchnorm=true", strong)
@@ -85,7 +74,7 @@ def test_norms_of_a_frozen_backbone_by_affine_and_statistics(tiny_config, bench,
         NormRule("expanded_conv_14/depthwise", statistics=True),
         NormRule("expanded_conv_16/project", affine=True, statistics=True),
     )
-    trainer = trainer_of(detector, bench, FreezeRequest(freeze_through="backbone", batch_norms=rules))
+    trainer = trainer_of(detector, FreezeRequest(freeze_through="backbone", batch_norms=rules))
     before = hashes(detector)
     trainer.train(tf.constant(1))
     after = hashes(detector)
