@@ -1,138 +1,27 @@
-"""Model message -> detector."""
+"""TABLE: which message of a model -> builder of the detector that it describes."""
 
 from __future__ import annotations
 
-from od_finetune.config import heads
-from od_finetune.config.boxes import (
-    build_anchor_generator,
-    build_loss_options,
-    build_losses,
-    build_postprocess,
-    build_target_assigner,
-    has_background,
-    unmatched_class_target,
-)
-from od_finetune.config.extractors import build_extractor
+from collections.abc import Callable
+from typing import Any
+
+from od_finetune import fields
+from od_finetune.config.single_stage import build_ssd
 from od_finetune.errors import UserError
-from od_finetune.models import image_resizers
-from od_finetune.models.detectors.ssd import SSD, Boxes, Network
-from od_finetune.protos import image_resizer_pb2, model_pb2, ssd_pb2
+from od_finetune.protos import model_pb2
+
+BUILDERS: dict[str, Callable[[Any], fields.Detector]] = {
+    "ssd": build_ssd,
+}
 
 
-def build_detector(model: model_pb2.DetectionModel) -> SSD:
+def build_detector(model: model_pb2.DetectionModel) -> fields.Detector:
     """The detector that a model message describes, its variables not yet created (`build` does that).
 
     Raises:
       UserError: what the message asks for does not exist or does not fit together; the message names the field.
     """
     kind = model.WhichOneof("model")
-    if kind != "ssd":
-        raise UserError(f"model: found {kind or 'nothing'}, expected ssd")
-    ssd = model.ssd
-    if ssd.num_classes < 1:
-        raise UserError(f"model.ssd.num_classes: found {ssd.num_classes}, expected at least 1")
-    boxes = _build_boxes(ssd)
-    network, multiple = build_network(ssd, boxes.anchors.num_anchors_per_location())
-    kind = heads.kind_of(ssd.box_predictor)
-    code_size, expected = getattr(ssd.box_predictor, kind).box_code_size, boxes.assigner.coder.code_size
-    if code_size != expected:
-        raise UserError(
-            f"model.ssd.box_predictor.{kind}.box_code_size: found {code_size}, expected "
-            f"{expected}, the size of {ssd.box_coder.WhichOneof('box_coder_oneof')}'s codes"
-        )
-    return SSD(network, boxes, build_resizer(ssd.image_resizer), ssd.num_classes, multiple)
-
-
-def _build_boxes(ssd: ssd_pb2.Ssd) -> Boxes:
-    return Boxes(
-        anchors=build_anchor_generator(ssd.anchor_generator),
-        assigner=build_target_assigner(ssd),
-        losses=build_losses(ssd.loss),
-        loss_options=build_loss_options(ssd),
-        postprocessor=build_postprocess(ssd.post_processing, heads.converts_scores(ssd.box_predictor)),
-        unmatched_class_target=unmatched_class_target(ssd),
-        detects_background=has_background(ssd),
-    )
-
-
-def build_resizer(proto: image_resizer_pb2.ImageResizer) -> image_resizers.Resizer:
-    """The image_resizer message's resizer."""
-    kind = proto.WhichOneof("image_resizer_oneof")
-    if kind is None:
-        raise UserError(
-            "model.ssd.image_resizer: found nothing, expected e.g. fixed_shape_resizer { height: 300 width: 300 }"
-        )
-    message = getattr(proto, kind)
-    if kind == "identity_resizer":
-        return image_resizers.Identity()
-    if kind == "pad_to_multiple_resizer":
-        return image_resizers.PadToMultiple(message.multiple, message.convert_to_grayscale)
-    method = image_resizer_pb2.ResizeType.Name(message.resize_method).lower()
-    if kind == "fixed_shape_resizer":
-        return image_resizers.FixedShape(message.height, message.width, method, message.convert_to_grayscale)
-    if kind == "conditional_shape_resizer":
-        return _conditional(message, method)
-    return _keep_aspect_ratio(message, method)
-
-
-def _conditional(
-    proto: image_resizer_pb2.ConditionalShapeResizer, method: str
-) -> image_resizers.ConditionalShape:
-    if proto.condition == image_resizer_pb2.ConditionalShapeResizer.INVALID:
-        raise UserError("conditional_shape_resizer.condition: found INVALID, expected GREATER or SMALLER")
-    greater = proto.condition == image_resizer_pb2.ConditionalShapeResizer.GREATER
-    return image_resizers.ConditionalShape(greater, proto.size_threshold, method, proto.convert_to_grayscale)
-
-
-def _keep_aspect_ratio(
-    proto: image_resizer_pb2.KeepAspectRatioResizer, method: str
-) -> image_resizers.KeepAspectRatio:
-    low, high = proto.min_dimension, proto.max_dimension
-    if not 0 < low <= high:
-        raise UserError(f"keep_aspect_ratio_resizer: found min_dimension {low} and max_dimension {high}, "
-                        "expected 0 < min_dimension <= max_dimension")
-    pad_value = tuple(proto.per_channel_pad_value) or (0.0, 0.0, 0.0)
-    if len(pad_value) != 3:
-        raise UserError(f"keep_aspect_ratio_resizer.per_channel_pad_value: found {len(pad_value)} values, expected 3")
-    return image_resizers.KeepAspectRatio(low, high, method, proto.pad_to_max_dimension,
-                                          proto.convert_to_grayscale, pad_value)
-
-
-def build_network(ssd: ssd_pb2.Ssd, anchors_per_location: list[int]) -> tuple[Network, int]:
-    """Backbone, neck and head of an SSD, and the multiple its input is padded to."""
-    _check_levels(ssd)
-    extractor = build_extractor(ssd.feature_extractor, ssd.freeze_batchnorm)
-    if len(anchors_per_location) != extractor.num_maps:
-        raise UserError(
-            f"model.ssd: the anchor generator makes anchors for {len(anchors_per_location)} feature maps, "
-            f"but {ssd.feature_extractor.type} has {extractor.num_maps} "
-            "(feature_extractor.num_layers, or the levels of its fpn)"
-        )
-    class_slots = ssd.num_classes + (1 if ssd.add_background_class else 0)
-    head, head_rules = heads.build_head(
-        ssd.box_predictor, anchors_per_location, class_slots, ssd.freeze_batchnorm, extractor.keras
-    )
-    network = Network(
-        backbone=extractor.backbone,
-        neck=extractor.neck,
-        head=head,
-        backbone_rules=extractor.backbone_rules,
-        neck_rules=extractor.neck_rules,
-        head_rules=head_rules,
-        vocabularies=extractor.vocabularies,
-        normalize=extractor.normalize,
-    )
-    return network, extractor.pad_to_multiple
-
-
-def _check_levels(ssd: ssd_pb2.Ssd) -> None:
-    """As many anchors of other levels would go unnoticed, and be of another size than what the maps can see."""
-    if ssd.anchor_generator.WhichOneof("anchor_generator_oneof") != "multiscale_anchor_generator":
-        return
-    pyramid, anchors = ssd.feature_extractor.fpn, ssd.anchor_generator.multiscale_anchor_generator
-    found, expected = (anchors.min_level, anchors.max_level), (pyramid.min_level, pyramid.max_level)
-    if ssd.feature_extractor.WhichOneof("feature_pyramid_oneof") == "fpn" and found != expected:
-        raise UserError(
-            f"model.ssd.anchor_generator.multiscale_anchor_generator: found min_level {found[0]} and max_level "
-            f"{found[1]}, expected {expected[0]} and {expected[1]} as in feature_extractor.fpn"
-        )
+    if kind not in BUILDERS:
+        raise UserError(f"model: found {kind or 'nothing'}, expected {' or '.join(BUILDERS)}")
+    return BUILDERS[kind](getattr(model, kind))

@@ -1,46 +1,25 @@
-"""TABLE: feature_extractor.type -> backbone, neck and their arguments. A new family is its files and a row here."""
+"""TABLE: feature_extractor.type -> backbone, neck and their arguments. A new family is its files: the network's in
+`models/backbones`, and its rows in `config/families`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import tensorflow as tf
 
 from od_finetune.config import necks
+from od_finetune.config.families import efficientnet_lite, mobilenet
 from od_finetune.config.hyperparams import build_hyperparams
+from od_finetune.config.rows import Row
 from od_finetune.errors import UserError
-from od_finetune.models.backbones import efficientnet_lite, mobilenet_v1, mobilenet_v2
-from od_finetune.models.layers import ConvHyperparams
-from od_finetune.models.normalization import EFFICIENTNET_LITE, SYMMETRIC, Normalization
+from od_finetune.models.normalization import Normalization
 from od_finetune.names import Rules, Vocabulary, nearest
 from od_finetune.protos import ssd_pb2
 
-
-class Family(NamedTuple):
-    """A backbone, whatever neck is on it."""
-
-    backbone: Callable[..., tf.Module]  # (scope, hyperparams, levels, depth_multiplier, min_depth, explicit_padding)
-    scope: str
-    override: Callable[[ConvHyperparams, bool], ConvHyperparams]  # (the config's hyperparams, keras)
-    backbone_rules: Rules  # canonical -> TF2 name
-    vocabularies: tuple[Vocabulary, ...]  # of published classification nets
-    last_layer: int  # its number, from which names of layers count on
-    normalize: Normalization = SYMMETRIC
-
-
-class Row(NamedTuple):
-    """One feature extractor type."""
-
-    family: Family
-    defaults: ConvHyperparams  # of the backbone, unless the config overrides them
-    keras: bool  # a type of the OD API's TF2 half
-    neck: Callable[[ssd_pb2.SsdFeatureExtractor, necks.NeckSource, ConvHyperparams], necks.Neck]
-    levels: tuple[str, ...]  # of the backbone, those the neck may take, finest first
-    tf2_scope: str  # in front of the neck's TF2 names
-    tf2_neck: str = ""  # see necks.NeckSource; empty where the OD API has no such type
-    tf2_lists: tuple[str, ...] = ()  # see necks.NeckSource
-    lite: dict[str, Any] = {}  # further arguments of the backbone where use_depthwise is set
+TABLE: dict[str, Row] = {
+    **efficientnet_lite.ROWS,
+    **mobilenet.ROWS,
+}
 
 
 class Extractor(NamedTuple):
@@ -55,106 +34,6 @@ class Extractor(NamedTuple):
     keras: bool
     vocabularies: tuple[Vocabulary, ...]
     normalize: Normalization
-
-
-MOBILENET_V1 = Family(
-    backbone=mobilenet_v1.MobilenetV1,
-    scope="FeatureExtractor/MobilenetV1",
-    override=mobilenet_v1.override,
-    backbone_rules=mobilenet_v1.TF2_RULES,
-    vocabularies=mobilenet_v1.VOCABULARIES,
-    last_layer=13,
-)
-MOBILENET_V2 = Family(
-    backbone=mobilenet_v2.MobilenetV2,
-    scope="FeatureExtractor/MobilenetV2",
-    override=mobilenet_v2.override,
-    backbone_rules=mobilenet_v2.TF2_RULES,
-    vocabularies=mobilenet_v2.VOCABULARIES,
-    last_layer=19,
-)
-
-EFFICIENTNET_LITE0 = Family(
-    backbone=efficientnet_lite.EfficientNetLite0,
-    scope=f"FeatureExtractor/{efficientnet_lite.SCOPE}",
-    override=efficientnet_lite.override,
-    backbone_rules=efficientnet_lite.TF2_RULES,
-    vocabularies=efficientnet_lite.VOCABULARIES,
-    last_layer=efficientnet_lite.NUM_BLOCKS,
-    normalize=EFFICIENTNET_LITE,
-)
-
-
-def _mobilenet_v1(keras: bool) -> Row:
-    return Row(
-        family=MOBILENET_V1,
-        defaults=mobilenet_v1.DEFAULTS,
-        keras=keras,
-        neck=necks.build_multires,
-        levels=("Conv2d_11_pointwise", "Conv2d_13_pointwise"),
-        tf2_scope="ssd_mobile_net_v1_keras_feature_extractor",
-        tf2_neck="_feature_map_generator",
-    )
-
-
-def _mobilenet_v1_fpn(keras: bool) -> Row:
-    return _mobilenet_v1(keras)._replace(
-        neck=necks.build_fpn,
-        levels=("Conv2d_3_pointwise", "Conv2d_5_pointwise", "Conv2d_11_pointwise", "Conv2d_13_pointwise"),
-        tf2_scope="ssd_mobile_net_v1_fpn_keras_feature_extractor",
-    )
-
-
-def _mobilenet_v2(keras: bool) -> Row:
-    return Row(
-        family=MOBILENET_V2,
-        defaults=mobilenet_v2.KERAS_DEFAULTS if keras else mobilenet_v2.DEFAULTS,
-        keras=keras,
-        neck=necks.build_multires,
-        levels=("layer_15/expansion_output", "layer_19"),
-        tf2_scope="ssd_mobile_net_v2_keras_feature_extractor",
-        tf2_neck="feature_map_generator",
-    )
-
-
-def _mobilenet_v2_fpn(keras: bool) -> Row:
-    return _mobilenet_v2(keras)._replace(
-        neck=necks.build_fpn,
-        levels=("layer_4", "layer_7", "layer_14", "layer_19"),
-        tf2_scope="ssd_mobile_net_v2_fpn_keras_feature_extractor",
-        # TF1's FPNLite has a narrow last convolution; TF2 leaves it as it is.
-        lite={} if keras else {"last_filters": 256},
-        tf2_lists=("_conv_defs",),
-    )
-
-
-# Not in the OD API: built as its TF2 half builds such extractors.
-_EFFICIENTNET_LITE0 = Row(
-    family=EFFICIENTNET_LITE0,
-    defaults=efficientnet_lite.DEFAULTS,
-    keras=True,
-    neck=necks.build_multires,
-    levels=("block_11/expand", "top"),
-    tf2_scope="ssd_efficientnet_lite0_feature_extractor",
-)
-_EFFICIENTNET_LITE0_FPN = _EFFICIENTNET_LITE0._replace(
-    neck=necks.build_fpn,
-    levels=("block_2", "block_4", "block_10", "block_15"),
-    tf2_scope="ssd_efficientnet_lite0_fpn_feature_extractor",
-)
-
-TABLE: dict[str, Row] = {
-    "ssd_efficientnet_lite0": _EFFICIENTNET_LITE0,
-    "ssd_efficientnet_lite0_fpn": _EFFICIENTNET_LITE0_FPN,
-    "ssd_mobilenet_v1": _mobilenet_v1(keras=False),
-    "ssd_mobilenet_v1_keras": _mobilenet_v1(keras=True),
-    "ssd_mobilenet_v1_fpn": _mobilenet_v1_fpn(keras=False),
-    "ssd_mobilenet_v1_fpn_keras": _mobilenet_v1_fpn(keras=True),
-    "ssd_mobilenet_v2": _mobilenet_v2(keras=False),
-    "ssd_mobilenet_v2_keras": _mobilenet_v2(keras=True),
-    "ssd_mobilenet_v2_fpn": _mobilenet_v2_fpn(keras=False),
-    "ssd_mobilenet_v2_fpn_keras": _mobilenet_v2_fpn(keras=True),
-}
 
 
 def build_extractor(proto: ssd_pb2.SsdFeatureExtractor, freeze_batchnorm: bool = False) -> Extractor:
@@ -189,6 +68,7 @@ def build_extractor(proto: ssd_pb2.SsdFeatureExtractor, freeze_batchnorm: bool =
         depth_multiplier=proto.depth_multiplier,
         min_depth=proto.min_depth,
         explicit_padding=proto.use_explicit_padding,
+        **row.arguments,
         **(row.lite if proto.use_depthwise else {}),
     )
     return Extractor(

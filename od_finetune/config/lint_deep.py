@@ -25,6 +25,7 @@ from od_finetune.config.augmentation import TABLE, build_augmentation
 from od_finetune.config.datasets import check_reader
 from od_finetune.config.finding import ERROR, Finding
 from od_finetune.config.label_map import load_label_map
+from od_finetune.config.resizers import build_resizer
 from od_finetune.errors import UserError
 from od_finetune.protos import input_reader_pb2, preprocessor_pb2, ssd_pb2
 from od_finetune.protos.pipeline_pb2 import TrainEvalPipelineConfig
@@ -65,7 +66,7 @@ def errors(
 def _model(ssd: ssd_pb2.Ssd) -> Iterator[Build]:
     """The parts, so that several can complain at once."""
     at = "model.ssd"
-    yield f"{at}.image_resizer", partial(detector.build_resizer, ssd.image_resizer)
+    yield f"{at}.image_resizer", partial(build_resizer, ssd.image_resizer)
     yield f"{at}.feature_extractor", partial(extractors.build_extractor, ssd.feature_extractor)
     yield f"{at}.box_coder", partial(boxes.build_box_coder, ssd.box_coder)
     yield f"{at}.matcher", partial(boxes.build_matcher, ssd.matcher)

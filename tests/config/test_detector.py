@@ -8,6 +8,7 @@ import tf_keras
 from google.protobuf import text_format
 
 from od_finetune.config import detector as config
+from od_finetune.config import resizers
 from od_finetune.config.extractors import TABLE, build_extractor
 from od_finetune.config.hyperparams import build_hyperparams, build_initializer
 from od_finetune.errors import UserError
@@ -169,7 +170,7 @@ def test_num_layers_shortens_the_network():
     ],
 )
 def test_resizers(text, expected):
-    assert config.build_resizer(text_format.Parse(text, image_resizer_pb2.ImageResizer())) == expected
+    assert resizers.build_resizer(text_format.Parse(text, image_resizer_pb2.ImageResizer())) == expected
 
 
 @pytest.mark.parametrize(
@@ -183,7 +184,7 @@ def test_resizers(text, expected):
 )
 def test_resizer_errors(text, message):
     with pytest.raises(UserError, match=message):
-        config.build_resizer(text_format.Parse(text, image_resizer_pb2.ImageResizer()))
+        resizers.build_resizer(text_format.Parse(text, image_resizer_pb2.ImageResizer()))
 
 
 SSD = """ssd {

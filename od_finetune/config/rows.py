@@ -1,0 +1,41 @@
+"""What a row of the tables of SSD's feature extractors says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from od_finetune.config import necks
+from od_finetune.models.layers import ConvHyperparams
+from od_finetune.models.normalization import SYMMETRIC, Normalization
+from od_finetune.names import Rules, Vocabulary
+from od_finetune.protos import ssd_pb2
+
+
+class Family(NamedTuple):
+    """A backbone, whatever neck is on it."""
+
+    backbone: Callable[..., tf.Module]  # (scope, hyperparams, levels, depth_multiplier, min_depth, explicit_padding)
+    scope: str
+    override: Callable[[ConvHyperparams, bool], ConvHyperparams]  # (the config's hyperparams, keras)
+    backbone_rules: Rules  # canonical -> TF2 name
+    vocabularies: tuple[Vocabulary, ...]  # of published classification nets
+    last_layer: int  # its number, from which names of layers count on
+    normalize: Normalization = SYMMETRIC
+
+
+class Row(NamedTuple):
+    """One feature extractor type."""
+
+    family: Family
+    defaults: ConvHyperparams  # of the backbone, unless the config overrides them
+    keras: bool  # a type of the OD API's TF2 half
+    neck: Callable[[ssd_pb2.SsdFeatureExtractor, necks.NeckSource, ConvHyperparams], necks.Neck]
+    levels: tuple[str, ...]  # of the backbone, those the neck may take, finest first
+    tf2_scope: str  # in front of the neck's TF2 names
+    tf2_neck: str = ""  # see necks.NeckSource; empty where the OD API has no such type
+    tf2_lists: tuple[str, ...] = ()  # see necks.NeckSource
+    arguments: dict[str, Any] = {}  # further ones of the backbone
+    lite: dict[str, Any] = {}  # further ones where use_depthwise is set
