@@ -1,10 +1,8 @@
-"""The detectors against recordings of the OD API and against a published COCO model."""
+"""Single-shot detectors against recordings of the OD API and against a published COCO model."""
 
 from __future__ import annotations
 
 import functools
-import gzip
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,13 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import tensorflow as tf
-from google.protobuf import text_format
+from goldens import assert_close, assert_same_variables, assign_golden_weights, everyday, groundtruth, read_model
 
 from od_finetune import fields
 from od_finetune.config.detector import build_detector
 from od_finetune.config.extractors import TABLE
 from od_finetune.models.detectors.ssd import SSD
-from od_finetune.protos import model_pb2, pipeline_pb2
+from od_finetune.protos import model_pb2
 
 GOLDENS = (
     "tf1_facessd_mobilenet_v2_quantized_320x320_open_image_v4",
@@ -46,27 +44,6 @@ EVERYDAY = {
     "tf1_ssdlite_mobilenet_v2_coco",
     "tf2_ssd_mobilenet_v2_fpnlite_320x320_coco17_tpu-8",
 }
-BOXES = [[0.1, 0.15, 0.55, 0.6], [0.4, 0.5, 0.9, 0.95], [0.05, 0.7, 0.25, 0.85]]
-
-
-def read_model(path: Path) -> model_pb2.DetectionModel:
-    return text_format.Parse(path.read_text(), pipeline_pb2.TrainEvalPipelineConfig()).model
-
-
-def recorded_variables(golden: Path) -> list[tuple[str, str, tuple[int, ...]]]:
-    """Key, full name and shape of each variable that is a weight."""
-    lines = gzip.open(golden / "variables.tsv.gz", "rt").read().splitlines()[1:]
-    rows = [line.split("\t")[:3] for line in lines]
-    return [
-        (key, full_name, tuple(int(size) for size in shape.split("x") if size))
-        for key, full_name, shape in rows
-        if key not in ("global_step", "save_counter")
-    ]
-
-
-def everyday(names: tuple[str, ...], kept: set[str]) -> list[Any]:
-    """Parameters of a test that marks as slow what is not in `kept`."""
-    return [pytest.param(name, marks=() if name in kept else pytest.mark.slow) for name in names]
 
 
 class Run(NamedTuple):
@@ -75,24 +52,11 @@ class Run(NamedTuple):
     predictions: dict[str, Any]
 
 
-@functools.lru_cache(maxsize=1)
-def golden_weights(reference: Path) -> Any:
-    spec = importlib.util.spec_from_file_location("golden_weights", reference / "golden_weights.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @functools.lru_cache(maxsize=2)
 def run_network(reference: Path, network: bytes, tf2_golden: str) -> Run:
     """What a network predicts for the golden image with the golden weights."""
     detector = build_detector(model_pb2.DetectionModel.FromString(network))
-    keys = {name: name for name in detector.named_variables()}
-    if tf2_golden:
-        recorded = {name: key for key, name, _ in recorded_variables(reference / "goldens" / tf2_golden)}
-        keys = {name: recorded[tf2_name] for name, tf2_name in detector.tf2_names().items()}
-    for name, variable in detector.named_variables().items():
-        variable.assign(golden_weights(reference).golden_value(keys[name], tuple(variable.shape)))
+    assign_golden_weights(detector, reference, tf2_golden)
 
     @tf.function(autograph=False)
     def predict(images: tf.Tensor) -> tuple[tf.Tensor, dict[str, Any]]:
@@ -127,13 +91,6 @@ def run_golden(reference: Path, folder: str) -> tuple[SSD, Run]:
     return build_detector(model), run_network(reference, network.SerializeToString(deterministic=True), tf2_golden)
 
 
-def assert_close(recorded: Any, name: str, value: tf.Tensor, tolerance: float, relative: bool) -> None:
-    assert list(value.shape) == list(recorded[f"{name}@shape"]), name
-    rows = np.reshape(value, [-1, value.shape[-1]])[np.ix_(recorded[f"{name}@rows"], recorded[f"{name}@cols"])]
-    scale = recorded[f"{name}@stats"][1] if relative else 1.0
-    np.testing.assert_allclose(rows, recorded[f"{name}@values"], rtol=0, atol=tolerance * scale, err_msg=name)
-
-
 def test_every_golden_of_these_extractors_is_listed(shared):
     summaries = (shared / "reference" / "goldens").glob("*/summary.json")
     expected = {path.parent.name for path in summaries if json.loads(path.read_text())["extractor"] in TABLE}
@@ -146,11 +103,7 @@ def test_golden(shared, folder):
     golden = reference / "goldens" / folder
     detector, run = run_golden(reference, folder)
 
-    variables = run.detector.named_variables()
-    names = run.detector.tf2_names() if folder.startswith("tf2") else {name: name for name in variables}
-    shapes = {names[name]: tuple(variable.shape) for name, variable in variables.items()}
-    assert shapes == {full_name or key: shape for key, full_name, shape in recorded_variables(golden)}
-
+    assert_same_variables(run.detector, golden)
     recorded = np.load(golden / "outputs.npz")
     predictions = run.predictions
     assert_close(recorded, "preprocessed_inputs", run.inputs, 1e-5, relative=False)
@@ -166,22 +119,6 @@ def test_golden(shared, folder):
 
     detections = detector.postprocess(predictions, tf.constant([[1, 1, 3]]))
     np.testing.assert_allclose(detections.scores[:, :20], recorded["det/detection_scores"], atol=2e-4)
-
-
-def groundtruth(num_classes: int) -> fields.Groundtruth:
-    """The boxes that the recorded losses were computed for."""
-    classes = [0, min(1, num_classes - 1), num_classes - 1]
-    no = tf.zeros([1, 3], tf.bool)
-    return fields.Groundtruth(
-        boxes=tf.constant([BOXES]),
-        classes=tf.one_hot([classes], num_classes),
-        weights=tf.ones([1, 3]),
-        num_boxes=tf.constant([3]),
-        is_crowd=no,
-        difficult=no,
-        group_of=no,
-        area=tf.zeros([1, 3]),
-    )
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,89 @@
+"""Recordings of the OD API (`shared/reference/goldens`): reading them, and comparing with them."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import importlib.util
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from google.protobuf import text_format
+
+from od_finetune import fields
+from od_finetune.protos import model_pb2, pipeline_pb2
+
+BOXES = [[0.1, 0.15, 0.55, 0.6], [0.4, 0.5, 0.9, 0.95], [0.05, 0.7, 0.25, 0.85]]
+
+
+def read_model(path: Path) -> model_pb2.DetectionModel:
+    return text_format.Parse(path.read_text(), pipeline_pb2.TrainEvalPipelineConfig()).model
+
+
+def recorded_variables(golden: Path) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Key, full name and shape of each variable that is a weight."""
+    lines = gzip.open(golden / "variables.tsv.gz", "rt").read().splitlines()[1:]
+    rows = [line.split("\t")[:3] for line in lines]
+    return [
+        (key, full_name, tuple(int(size) for size in shape.split("x") if size))
+        for key, full_name, shape in rows
+        if key not in ("global_step", "save_counter")
+    ]
+
+
+def everyday(names: Collection[str], kept: Collection[str]) -> list[Any]:
+    """Parameters of a test that marks as slow what is not in `kept`."""
+    return [pytest.param(name, marks=() if name in kept else pytest.mark.slow) for name in names]
+
+
+@functools.lru_cache(maxsize=1)
+def golden_weights(reference: Path) -> Any:
+    spec = importlib.util.spec_from_file_location("golden_weights", reference / "golden_weights.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def assign_golden_weights(detector: fields.Detector, reference: Path, tf2_golden: str = "") -> None:
+    """The weights that the goldens were recorded with. TF2's depend on a variable's key in the golden of that name."""
+    keys = {name: name for name in detector.named_variables()}
+    if tf2_golden:
+        recorded = {name: key for key, name, _ in recorded_variables(reference / "goldens" / tf2_golden)}
+        keys = {name: recorded[tf2_name] for name, tf2_name in detector.tf2_names().items()}
+    for name, variable in detector.named_variables().items():
+        variable.assign(golden_weights(reference).golden_value(keys[name], tuple(variable.shape)))
+
+
+def assert_same_variables(detector: fields.Detector, golden: Path) -> None:
+    """Names (TF1's canonical, TF2's full ones) and shapes are those recorded."""
+    variables = detector.named_variables()
+    names = detector.tf2_names() if golden.name.startswith("tf2") else {name: name for name in variables}
+    shapes = {names[name]: tuple(variable.shape) for name, variable in variables.items()}
+    assert shapes == {full_name or key: shape for key, full_name, shape in recorded_variables(golden)}
+
+
+def assert_close(recorded: Any, name: str, value: tf.Tensor, tolerance: float, relative: bool) -> None:
+    assert list(value.shape) == list(recorded[f"{name}@shape"]), name
+    rows = np.reshape(value, [-1, value.shape[-1]])[np.ix_(recorded[f"{name}@rows"], recorded[f"{name}@cols"])]
+    scale = recorded[f"{name}@stats"][1] if relative else 1.0
+    np.testing.assert_allclose(rows, recorded[f"{name}@values"], rtol=0, atol=tolerance * scale, err_msg=name)
+
+
+def groundtruth(num_classes: int) -> fields.Groundtruth:
+    """The boxes that the recorded losses were computed for."""
+    classes = [0, min(1, num_classes - 1), num_classes - 1]
+    no = tf.zeros([1, 3], tf.bool)
+    return fields.Groundtruth(
+        boxes=tf.constant([BOXES]),
+        classes=tf.one_hot([classes], num_classes),
+        weights=tf.ones([1, 3]),
+        num_boxes=tf.constant([3]),
+        is_crowd=no,
+        difficult=no,
+        group_of=no,
+        area=tf.zeros([1, 3]),
+    )
