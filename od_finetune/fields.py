@@ -45,6 +45,18 @@ class Groundtruth(NamedTuple):
     difficult: tf.Tensor  # bool [B, N]
     group_of: tf.Tensor  # bool [B, N]
     area: tf.Tensor  # float32 [B, N], in pixels of the original image; 0 where the record gives none
+    # None where the input reader does not load them; `K` keypoints, `P` DensePose points, zeros where padded.
+    masks: tf.Tensor | None = None  # uint8 [B, N, H, W], 1 on the object, in the frame of the images
+    keypoints: tf.Tensor | None = None  # float32 [B, N, K, 2], normalised y and x as boxes are; NaN where not labelled
+    keypoint_visibilities: tf.Tensor | None = None  # bool [B, N, K]
+    keypoint_depths: tf.Tensor | None = None  # float32 [B, N, K]
+    keypoint_depth_weights: tf.Tensor | None = None  # float32 [B, N, K]
+    dense_pose_num_points: tf.Tensor | None = None  # int32 [B, N]
+    dense_pose_part_ids: tf.Tensor | None = None  # int32 [B, N, P], 0-based
+    dense_pose_surface_coords: tf.Tensor | None = None  # float32 [B, N, P, 4]: y, x normalised as boxes are, v, u
+    track_ids: tf.Tensor | None = None  # int32 [B, N]
+    temporal_offsets: tf.Tensor | None = None  # float32 [B, N, 2], to the centre a frame before, normalised
+    track_match_flags: tf.Tensor | None = None  # float32 [B, N]; 1 where the object is in the frame before too
 
 
 class Batch(NamedTuple):
@@ -103,6 +115,14 @@ class Detections(NamedTuple):
     anchor_indices: tf.Tensor  # int32 [B, D]
     raw_boxes: tf.Tensor  # float32 [B, A, 4]
     raw_scores: tf.Tensor  # float32 [B, A, C + 1]
+    # None where the detector has no such head
+    masks: tf.Tensor | None = None  # float32 [B, D, h, w], probabilities within the box, whatever its size
+    keypoints: tf.Tensor | None = None  # float32 [B, D, K, 2], y and x relative to the true part of the image
+    keypoint_scores: tf.Tensor | None = None  # float32 [B, D, K]
+    keypoint_depths: tf.Tensor | None = None  # float32 [B, D, K]
+    surface_coords: tf.Tensor | None = None  # float32 [B, D, h, w, 2], DensePose v and u within the box
+    embeddings: tf.Tensor | None = None  # float32 [B, D, E], of tracking
+    temporal_offsets: tf.Tensor | None = None  # float32 [B, D, 2]
 
 
 class Metric(Protocol):
