@@ -123,7 +123,7 @@ class ConvUnit(tf.Module):
       activate: False leaves the activation out (a linear bottleneck).
       separable: depthwise, then 1x1 to `filters`, as one layer with nothing in between.
       padding: `same`, or `valid` for none; not with `explicit_padding`.
-      dilation: distance between the window's taps.
+      rate: distance between the window's taps.
       depth_multiplier: of a separable convolution, channels that its depthwise half makes of one.
     """
 
@@ -138,7 +138,7 @@ class ConvUnit(tf.Module):
         activate: bool = True,
         separable: bool = False,
         padding: str = "same",
-        dilation: int = 1,
+        rate: int = 1,
         depth_multiplier: int = 1,
     ):
         super().__init__()
@@ -152,7 +152,7 @@ class ConvUnit(tf.Module):
             padding="valid" if self._padding else padding,
             use_bias=hyperparams.norm is None or hyperparams.force_use_bias,
             separable=separable,
-            dilation=dilation,
+            rate=rate,
             depth_multiplier=depth_multiplier,
         )
         self.norm = norm_layer(scope, hyperparams.norm)
@@ -177,14 +177,14 @@ def conv_layer(
     use_bias: bool = True,
     bias_init: float = 0.0,
     separable: bool = False,
-    dilation: int = 1,
+    rate: int = 1,
     depth_multiplier: int = 1,
 ) -> tf_keras.layers.Layer:
     """A bare convolution named `scope`; depthwise where `filters` is None, depthwise and 1x1 where `separable`."""
     shared = dict(
         strides=stride,
+        dilation_rate=rate,
         padding=padding,
-        dilation_rate=dilation,
         use_bias=use_bias,
         bias_initializer=tf_keras.initializers.Constant(bias_init),
         name=scope,

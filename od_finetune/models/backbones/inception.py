@@ -25,7 +25,7 @@ class Conv(NamedTuple):
     kernel_size: KernelSize = 1
     stride: int = 1
     padding: str = "same"
-    dilation: int = 1
+    rate: int = 1
     stddev: float | None = None  # of the truncated normal it starts from, where the network has a say in that
 
 
@@ -129,7 +129,7 @@ def build_step(scope: str, hyperparams: ConvHyperparams, step: Step, width: Widt
         step.kernel_size,
         step.stride,
         padding=step.padding,
-        dilation=step.dilation,
+        rate=step.rate,
     )
 
 
@@ -216,3 +216,20 @@ class Inception(tf.Module):
         """Normalised `[B, H, W, 3]` -> the feature levels `[B, h, w, C]` by name."""
         outputs = self._chain(images, training)
         return {level: outputs[level] for level in self.levels}
+
+
+class LastLevel(tf.Module):
+    """The last feature level of a network by itself: what a Faster R-CNN runs on every region."""
+
+    def __init__(self, network: tf.Module):
+        super().__init__()
+        self._network = network
+
+    def blocks(self) -> list[Block]:
+        """The network's."""
+        return self._network.blocks()
+
+    def __call__(self, features: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """`[N, h, w, C]` -> `[N, h', w', D]`."""
+        *_, last = self._network(features, training).values()
+        return last

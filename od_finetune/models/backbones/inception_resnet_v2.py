@@ -69,9 +69,9 @@ def _mixed_6a(stride: int) -> Mixed:
     )
 
 
-def _block17(dilation: int) -> tuple[tuple[Conv, ...], ...]:
-    row = Conv("Conv2d_0b_1x7", 160, (1, 7), dilation=dilation)
-    column = Conv("Conv2d_0c_7x1", 192, (7, 1), dilation=dilation)
+def _block17(rate: int) -> tuple[tuple[Conv, ...], ...]:
+    row = Conv("Conv2d_0b_1x7", 160, (1, 7), rate=rate)
+    column = Conv("Conv2d_0c_7x1", 192, (7, 1), rate=rate)
     return (Conv("Conv2d_1x1", 192),), (Conv("Conv2d_0a_1x1", 128), row, column)
 
 
@@ -132,15 +132,15 @@ class Stage(tf.Module):
                 blocks += [Block(name, 1, residual) for name, residual in part.items()]
         return blocks
 
-    def __call__(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """`[B, H, W, C]` -> `[B, h, w, c]`."""
+    def __call__(self, inputs: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
+        """`[B, H, W, C]` -> the output of the last block by its name, `[B, h, w, c]`."""
         for part in self._parts:
             if isinstance(part, Chain):
                 *_, inputs = part(inputs, training).values()
             else:
                 for residual in part.values():
                     inputs = residual(inputs, training)
-        return inputs
+        return {self.blocks()[-1].name: inputs}
 
 
 def first_stage(scope: str, hyperparams: ConvHyperparams, stride: int = 16) -> Stage:
