@@ -168,10 +168,12 @@ def conv_layer(
     use_bias: bool = True,
     bias_init: float = 0.0,
     separable: bool = False,
+    rate: int = 1,
 ) -> tf_keras.layers.Layer:
     """A bare convolution named `scope`; depthwise where `filters` is None, depthwise and 1x1 where `separable`."""
     shared = dict(
         strides=stride,
+        dilation_rate=rate,
         padding=padding,
         use_bias=use_bias,
         bias_initializer=tf_keras.initializers.Constant(bias_init),
@@ -202,6 +204,13 @@ def conv_layer(
         kernel_initializer=hyperparams.initializer(),
         kernel_regularizer=hyperparams.regularizer,
         **shared,
+    )
+
+
+def dense_layer(scope: str, hyperparams: ConvHyperparams, units: int) -> tf_keras.layers.Dense:
+    """A bare fully connected layer named `scope`."""
+    return tf_keras.layers.Dense(
+        units, kernel_initializer=hyperparams.initializer(), kernel_regularizer=hyperparams.regularizer, name=scope
     )
 
 
