@@ -70,6 +70,11 @@ class ConvHyperparams(NamedTuple):
         return self._replace(norm=self.norm._replace(train=False)) if isinstance(self.norm, BatchNorm) else self
 
 
+# tf_keras divides the deviation of its truncated normal by that of a normal cut at two deviations; slim's initialiser
+# multiplied the variance by 1.3 instead. A scale times this factor makes the former equal the latter.
+SLIM_VARIANCE = 1.3 * 0.87962566103423978**2
+
+
 ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor] | None] = {
     "none": None,
     "relu": tf.nn.relu,
@@ -121,6 +126,7 @@ class ConvUnit(tf.Module):
       explicit_padding: pad by the kernel's size first, whatever the size of the input; see `fixed_padding`.
       activate: False leaves the activation out (a linear bottleneck).
       separable: depthwise, then 1x1 to `filters`, as one layer with nothing in between.
+      rate: of the dilation (atrous convolution); only at stride 1.
     """
 
     def __init__(
@@ -133,9 +139,10 @@ class ConvUnit(tf.Module):
         explicit_padding: bool = False,
         activate: bool = True,
         separable: bool = False,
+        rate: int = 1,
     ):
         super().__init__()
-        self._padding = kernel_size if explicit_padding and kernel_size > 1 else 0
+        self._padding = rate * (kernel_size - 1) + 1 if explicit_padding and kernel_size > 1 else 0
         self.conv = conv_layer(
             scope,
             hyperparams,
@@ -145,6 +152,7 @@ class ConvUnit(tf.Module):
             padding="valid" if self._padding else "same",
             use_bias=hyperparams.norm is None or hyperparams.force_use_bias,
             separable=separable,
+            rate=rate,
         )
         self.norm = norm_layer(scope, hyperparams.norm)
         self._activation = ACTIVATIONS[hyperparams.activation] if activate else None

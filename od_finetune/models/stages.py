@@ -17,6 +17,7 @@ class Block(NamedTuple):
     name: str  # e.g. `layer_7`
     stride: int  # of this step alone
     module: object  # the tf.Module, or a list of them, that does it
+    aliases: tuple[str, ...] = ()  # further names, e.g. `block2` for the last of several units
 
 
 def backbone_stages(blocks: Iterable[Block]) -> list[Stage]:
@@ -28,7 +29,7 @@ def backbone_stages(blocks: Iterable[Block]) -> list[Stage]:
         halvings.append((halvings[-1] if halvings else 0) + (block.stride > 1))
     stages = []
     for index, block in enumerate(blocks):
-        names = [block.name]
+        names = [block.name, *block.aliases]
         if index + 1 == len(blocks) or halvings[index + 1] > halvings[index]:
             names.append(f"stage{halvings[index]}")
         if index + 1 == len(blocks):
