@@ -71,6 +71,11 @@ class ConvHyperparams(NamedTuple):
         return self._replace(norm=self.norm._replace(train=False)) if isinstance(self.norm, BatchNorm) else self
 
 
+# tf_keras divides the deviation of its truncated normal by that of a normal cut at two deviations; slim's initialiser
+# multiplied the variance by 1.3 instead. A scale times this factor makes the former equal the latter.
+SLIM_VARIANCE = 1.3 * 0.87962566103423978**2
+
+
 ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor] | None] = {
     "none": None,
     "relu": tf.nn.relu,
@@ -123,7 +128,7 @@ class ConvUnit(tf.Module):
       activate: False leaves the activation out (a linear bottleneck).
       separable: depthwise, then 1x1 to `filters`, as one layer with nothing in between.
       padding: `same`, or `valid` for none; not with `explicit_padding`.
-      rate: distance between the window's taps.
+      rate: of the dilation (atrous convolution); only at stride 1.
       depth_multiplier: of a separable convolution, channels that its depthwise half makes of one.
     """
 
@@ -142,7 +147,7 @@ class ConvUnit(tf.Module):
         depth_multiplier: int = 1,
     ):
         super().__init__()
-        self._padding = kernel_size if explicit_padding and kernel_size > 1 else 0
+        self._padding = rate * (kernel_size - 1) + 1 if explicit_padding and kernel_size > 1 else 0
         self.conv = conv_layer(
             scope,
             hyperparams,
@@ -215,6 +220,13 @@ def conv_layer(
         kernel_initializer=hyperparams.initializer(),
         kernel_regularizer=hyperparams.regularizer,
         **shared,
+    )
+
+
+def dense_layer(scope: str, hyperparams: ConvHyperparams, units: int) -> tf_keras.layers.Dense:
+    """A bare fully connected layer named `scope`."""
+    return tf_keras.layers.Dense(
+        units, kernel_initializer=hyperparams.initializer(), kernel_regularizer=hyperparams.regularizer, name=scope
     )
 
 
