@@ -133,6 +133,22 @@ def build_step(scope: str, hyperparams: ConvHyperparams, step: Step, width: Widt
     )
 
 
+def conv_names(scope: str, step: Step) -> list[str]:
+    """The scopes of a step's convolutions, branch by branch."""
+    if isinstance(step, Pool):
+        return []
+    if isinstance(step, Mixed):
+        branches = enumerate(step.branches)
+        return [
+            name
+            for index, branch in branches
+            for part in branch
+            for name in conv_names(f"{scope}/{step.name}/Branch_{index}", part)
+        ]
+    parts = step.convs if isinstance(step, Fork) else (step,)
+    return [f"{scope}/{part.name}" for part in parts]
+
+
 def _truncated_normal(stddev: float) -> Callable[[], tf_keras.initializers.Initializer]:
     return lambda: tf_keras.initializers.TruncatedNormal(stddev=stddev)
 

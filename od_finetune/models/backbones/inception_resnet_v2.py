@@ -8,14 +8,28 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
-from od_finetune.models.backbones.inception import Chain, Conv, Fork, Mixed, Parallel, Pool, Step, build_step
+from od_finetune.models.backbones.inception import (
+    Chain,
+    Conv,
+    Fork,
+    LastLevel,
+    Mixed,
+    Parallel,
+    Pool,
+    Step,
+    build_step,
+    conv_names,
+)
 from od_finetune.models.layers import ACTIVATIONS, BatchNorm, ConvHyperparams, conv_layer
 from od_finetune.models.stages import Block
+from od_finetune.names import Rules, Vocabulary
+
+FEATURES = "block17_20"  # the first stage's level
 
 # What both halves of the OD API build it with: no weight decay. Whether batch norm trains is for the config to say.
 DEFAULTS = ConvHyperparams(
     initializer=tf_keras.initializers.GlorotUniform,
-    norm=BatchNorm(decay=0.9997, epsilon=0.001, center=True, scale=False, train=False),
+    norm=BatchNorm(decay=0.9997, epsilon=0.001, center=True, scale=False),
 )
 
 _STEM: tuple[Step, ...] = (
@@ -51,6 +65,7 @@ _MIXED_7A = Mixed(
     ),
     stride=2,
 )
+_LAST = Conv("Conv2d_7b_1x1", 1536)
 _BLOCK8 = (
     (Conv("Conv2d_1x1", 192),),
     (Conv("Conv2d_0a_1x1", 192), Conv("Conv2d_0b_1x3", 224, (1, 3)), Conv("Conv2d_0c_3x1", 256, (3, 1))),
@@ -143,36 +158,79 @@ class Stage(tf.Module):
         return {self.blocks()[-1].name: inputs}
 
 
-def first_stage(scope: str, hyperparams: ConvHyperparams, stride: int = 16) -> Stage:
-    """From the normalised image `[B, H, W, 3]` to the proposals' features `[B, h, w, 1088]`.
+def _residuals(
+    scope: str, hyperparams: ConvHyperparams, name: str, count: int, where: str, *arguments: Any
+) -> dict[str, Residual]:
+    """`count` of the same, within the scope `where`."""
+    names = [f"{name}_{number}" for number in range(1, count + 1)]
+    return {each: Residual(f"{scope}/{where}/{each}", hyperparams, *arguments) for each in names}
+
+
+def first_stage(
+    scope: str, hyperparams: ConvHyperparams, levels: tuple[str, ...] = (FEATURES,), output_stride: int = 16
+) -> Stage:
+    """From the normalised image `[B, H, W, 3]` to the level to propose on and to crop from, `[B, h, w, 1088]`.
 
     Args:
       scope: canonical scope, e.g. `FirstStageFeatureExtractor/InceptionResnetV2`.
       hyperparams: of every layer.
-      stride: of the features: 16, or 8, where the last halving is left out and what follows is dilated by 2.
+      levels: the only one there is.
+      output_stride: of that level: 16, or 8, where the last halving is left out and what follows is dilated by 2.
     """
-    dilation = 16 // stride
-
-    def repeat(where: str, name: str, count: int, *arguments: Any) -> dict[str, Residual]:
-        names = [f"{name}_{number}" for number in range(1, count + 1)]
-        return {each: Residual(f"{scope}/{where}/{each}", hyperparams, *arguments) for each in names}
-
+    assert levels == (FEATURES,), levels
+    rate = 16 // output_stride
     return Stage(
         [
             Chain(scope, hyperparams, _STEM, int),
-            repeat("Repeat", "block35", 10, _BLOCK35, 320, 0.17),
-            Chain(scope, hyperparams, [_mixed_6a(2 // dilation)], int),
-            repeat("Repeat_1", "block17", 20, _block17(dilation), 1088, 0.1),
+            _residuals(scope, hyperparams, "block35", 10, "Repeat", _BLOCK35, 320, 0.17),
+            Chain(scope, hyperparams, [_mixed_6a(2 // rate)], int),
+            _residuals(scope, hyperparams, "block17", 20, "Repeat_1", _block17(rate), 1088, 0.1),
         ]
     )
 
 
-def second_stage(scope: str, hyperparams: ConvHyperparams) -> Stage:
-    """From the proposals' crops `[B, h, w, 1088]` to their features `[B, (h - 1) // 2, (w - 1) // 2, 1536]`."""
-    names = {f"block8_{number}": f"Repeat/block8_{number}" for number in range(1, 10)}
-    residuals = {
-        name: Residual(f"{scope}/{where}", hyperparams, _BLOCK8, 2080, 0.2) for name, where in names.items()
-    }
+def second_stage(scope: str, hyperparams: ConvHyperparams) -> LastLevel:
+    """From the proposals' crops `[N, h, w, 1088]` to their features `[N, (h - 1) // 2, (w - 1) // 2, 1536]`."""
+    residuals = _residuals(scope, hyperparams, "block8", 9, "Repeat", _BLOCK8, 2080, 0.2)
     residuals["block8_10"] = Residual(f"{scope}/Block8", hyperparams, _BLOCK8, 2080, 1.0, activate=False)
-    last = Chain(scope, hyperparams, [Conv("Conv2d_7b_1x1", 1536)], int)
-    return Stage([Chain(scope, hyperparams, [_MIXED_7A], int), residuals, last])
+    last = Chain(scope, hyperparams, [_LAST], int)
+    return LastLevel(Stage([Chain(scope, hyperparams, [_MIXED_7A], int), residuals, last]))
+
+
+def _tf2_rules() -> Rules:
+    """tf_keras.applications.InceptionResNetV2 numbers its convolutions, those that end a residual block left out."""
+    first, second = "^FirstStageFeatureExtractor/InceptionResnetV2", "^SecondStageFeatureExtractor/InceptionResnetV2"
+    convs = [conv for step in _STEM for conv in conv_names(first, step)]
+    for number in range(1, 11):
+        convs += conv_names(f"{first}/Repeat", Mixed(f"block35_{number}", _BLOCK35))
+    convs += conv_names(first, _mixed_6a(2))
+    for number in range(1, 21):
+        convs += conv_names(f"{first}/Repeat_1", Mixed(f"block17_{number}", _block17(1)))
+    convs += conv_names(second, _MIXED_7A)
+    for number in range(1, 10):
+        convs += conv_names(f"{second}/Repeat", Mixed(f"block8_{number}", _BLOCK8))
+    convs += conv_names(second, Mixed("Block8", _BLOCK8))
+    rules: Rules = [
+        (rf"{second}/Conv2d_7b_1x1/BatchNorm/", "conv_7b_bn/"),
+        (rf"{second}/Conv2d_7b_1x1/", "conv_7b/"),
+        (rf"{second}/Block8/Conv2d_1x1/", "block8_10_conv/"),
+        (r"^\w+/InceptionResnetV2/Repeat(?:_1)?/(block\w+)/Conv2d_1x1/", r"\1_conv/"),
+    ]
+    for index, conv in enumerate(convs):
+        number = f"_{index}" if index else ""
+        rules += [(f"{conv}/BatchNorm/", f"freezable_batch_norm{number}/"), (f"{conv}/", f"conv2d{number}/")]
+    return rules
+
+
+# Canonical name -> full name in the OD API's TF2 checkpoints.
+TF2_RULES = _tf2_rules()
+# TF-Slim's classification net counts its repetitions on where the second stage begins anew.
+VOCABULARIES = (
+    Vocabulary(
+        "TF-Slim",
+        [
+            (r"^SecondStageFeatureExtractor/InceptionResnetV2/Repeat/", "InceptionResnetV2/Repeat_2/"),
+            (r"^(First|Second)StageFeatureExtractor/", ""),
+        ],
+    ),
+)

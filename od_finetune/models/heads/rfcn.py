@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from od_finetune.boxes import position_sensitive
 from od_finetune.fields import ClassLayout
-from od_finetune.models.heads.roi import SCOPE, RoiOutputs, Size
+from od_finetune.models.heads.roi import CODE_SIZE, SCOPE, RoiOutputs, Size
 from od_finetune.models.layers import ConvHyperparams, ConvUnit
 
 _BOXES, _CLASSES = f"{SCOPE}/refined_locations", f"{SCOPE}/class_predictions"
@@ -22,7 +22,6 @@ class RfcnOptions(NamedTuple):
     num_spatial_bins: tuple[int, int] = (3, 3)
     crop_size: tuple[int, int] = (12, 12)
     depth: int = 1024
-    box_code_size: int = 4
 
 
 class RfcnHead(tf.Module):
@@ -39,19 +38,19 @@ class RfcnHead(tf.Module):
         rows, columns = options.num_spatial_bins
         self._bins = rows * columns
         self.reduce = ConvUnit(f"{SCOPE}/reduce_depth", options.hyperparams, options.depth)
-        channels = self._bins * num_classes * options.box_code_size
+        channels = self._bins * num_classes * CODE_SIZE
         self.boxes = ConvUnit(_BOXES, options.hyperparams, channels, activate=False)
         self.classes = ConvUnit(_CLASSES, options.hyperparams, self._bins * (num_classes + 1), activate=False)
 
     def __call__(self, features: tf.Tensor, boxes: tf.Tensor, training: bool) -> tuple[tf.Tensor, tf.Tensor]:
-        """`[B, h, w, D]`, regions `[B, P, 4]` -> box encodings `[B * P, C, code_size]`, logits `[B * P, C + 1]`."""
+        """`[B, h, w, D]`, regions `[B, P, 4]` -> box encodings `[B * P, C, 4]`, logits `[B * P, C + 1]`."""
         reduced = self.reduce(features, training)
 
         def pooled(maps: tf.Tensor) -> tf.Tensor:
             return position_sensitive.pool(maps, boxes, self._options.num_spatial_bins, self._options.crop_size)
 
         encodings = pooled(self.boxes(reduced, training))
-        encodings = tf.reshape(encodings, [-1, self._num_classes, self._options.box_code_size])
+        encodings = tf.reshape(encodings, [-1, self._num_classes, CODE_SIZE])
         return encodings, pooled(self.classes(reduced, training))
 
     def is_class_head(self, name: str) -> bool:
@@ -64,7 +63,7 @@ class RfcnHead(tf.Module):
         if scope == _CLASSES:
             return ClassLayout(self._bins, self._num_classes + 1, background=0)
         if scope == _BOXES:
-            return ClassLayout(self._bins, self._num_classes, width=self._options.box_code_size)
+            return ClassLayout(self._bins, self._num_classes, width=CODE_SIZE)
         return None
 
 
