@@ -8,6 +8,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from od_finetune.config import necks
+from od_finetune.config.families import faster_rcnn_resnet
 from od_finetune.config.hyperparams import build_hyperparams
 from od_finetune.config.rows import TwoStageRow
 from od_finetune.errors import UserError
@@ -20,7 +21,9 @@ from od_finetune.protos import faster_rcnn_pb2
 AT = "model.faster_rcnn.feature_extractor"
 FIRST, SECOND = "FirstStageFeatureExtractor", "SecondStageFeatureExtractor"
 
-TABLE: dict[str, TwoStageRow] = {}
+TABLE: dict[str, TwoStageRow] = {
+    **faster_rcnn_resnet.FASTER_RCNN_ROWS,
+}
 
 
 class TwoStageExtractor(NamedTuple):
