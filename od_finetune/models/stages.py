@@ -40,7 +40,7 @@ def backbone_stages(blocks: Iterable[Block]) -> list[Stage]:
 
 def block_stages(blocks: Iterable[Block]) -> list[Stage]:
     """A stage per block, under its own names: of what comes after the backbone's first stage."""
-    return [Stage((block.name,), _variables(block.module)) for block in blocks]
+    return [Stage((block.name, *block.aliases), _variables(block.module)) for block in blocks]
 
 
 def part_stage(name: str, module: tf.Module) -> list[Stage]:
