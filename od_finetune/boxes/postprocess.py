@@ -62,7 +62,8 @@ class Postprocessor(NamedTuple):
         raw_boxes = candidates if shared else tf.gather(boxes, tf.argmax(foreground, axis=-1), axis=2, batch_dims=2)
         return Detections(selected.boxes, selected.scores, selected.classes, selected.num_detections,
                           selected.gather(raw_scores), selected.anchor_indices,
-                          box_ops.change_coordinate_frame(raw_boxes, window), raw_scores)
+                          box_ops.change_coordinate_frame(box_ops.clip_to_window(raw_boxes, window), window),
+                          raw_scores)
 
 
 def true_window(true_shapes: tf.Tensor, height: int | tf.Tensor, width: int | tf.Tensor) -> tf.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from od_finetune.boxes import coders, losses, matching, nms, sampling, similarity, targets
+from od_finetune.boxes.mask_loss import MaskLoss
 from od_finetune.boxes.proposals import ProposalGenerator
 from od_finetune.boxes.two_stage_loss import FirstStageLoss, SecondStageLoss
 from od_finetune.config.boxes import (
@@ -88,6 +89,7 @@ def build_boxes(proto: faster_rcnn_pb2.FasterRcnn) -> Boxes:
         first_loss=build_first_loss(proto),
         second_loss=build_second_loss(proto),
         postprocessor=build_postprocess(proto.second_stage_post_processing),
+        mask_loss=MaskLoss(proto.second_stage_mask_prediction_loss_weight),
     )
 
 

@@ -30,7 +30,7 @@ class Row(NamedTuple):
     """One feature extractor type."""
 
     family: Family
-    defaults: ConvHyperparams  # of the backbone, unless the config overrides them
+    defaults: ConvHyperparams | None  # of the backbone, unless the config overrides them; None: it has to
     keras: bool  # a type of the OD API's TF2 half
     neck: Callable[[ssd_pb2.SsdFeatureExtractor, necks.NeckSource, ConvHyperparams], necks.Neck]
     levels: tuple[str, ...]  # of the backbone, those the neck may take, finest first

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from od_finetune.config import necks
-from od_finetune.config.families import faster_rcnn_resnet
+from od_finetune.config.families import faster_rcnn_resnet, inception
 from od_finetune.config.hyperparams import build_hyperparams
 from od_finetune.config.rows import TwoStageRow
 from od_finetune.errors import UserError
@@ -23,6 +23,7 @@ FIRST, SECOND = "FirstStageFeatureExtractor", "SecondStageFeatureExtractor"
 
 TABLE: dict[str, TwoStageRow] = {
     **faster_rcnn_resnet.FASTER_RCNN_ROWS,
+    **inception.FASTER_RCNN_ROWS,
 }
 
 

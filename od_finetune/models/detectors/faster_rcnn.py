@@ -9,6 +9,7 @@ import tensorflow as tf
 from od_finetune import fields
 from od_finetune.boxes import box_ops, proposals
 from od_finetune.boxes.anchors import AnchorGenerator
+from od_finetune.boxes.mask_loss import MaskLoss
 from od_finetune.boxes.postprocess import Postprocessor
 from od_finetune.boxes.two_stage_loss import FirstStageLoss, SecondStageLoss
 from od_finetune.errors import UserError
@@ -56,6 +57,7 @@ class Boxes(NamedTuple):
     first_loss: FirstStageLoss
     second_loss: SecondStageLoss
     postprocessor: Postprocessor
+    mask_loss: MaskLoss = MaskLoss()
 
 
 class FasterRCNN(NetworkDetector):
@@ -177,11 +179,32 @@ class FasterRCNN(NetworkDetector):
             sampled = second_loss.sample(proposed, groundtruth)
             image_size = tuple(tf.unstack(predictions[IMAGE_SHAPE]))
             predictions = predictions | self._second_stage(predictions, sampled, image_size, training=True)
-        return losses | second_loss(
+        losses |= second_loss(
             predictions[REFINED_ENCODINGS],
             predictions[fields.CLASS_PREDICTIONS],
             proposals.Proposals(predictions[PROPOSALS], predictions[NUM_PROPOSALS]),
             groundtruth,
+        )
+        if self.second.mask_head is None:
+            return losses
+        return losses | self._mask_losses(predictions, groundtruth)
+
+    def _mask_losses(self, predictions: Tensors, groundtruth: fields.Groundtruth) -> Tensors:
+        """Of the regions that `predictions` has masks of; ground truth in pixels."""
+        if groundtruth.masks is None:
+            raise UserError(
+                "model.faster_rcnn predicts instance masks, but the records are read without; set "
+                "load_instance_masks: true in train_input_reader and eval_input_reader"
+            )
+        proposed = proposals.Proposals(predictions[PROPOSALS], predictions[NUM_PROPOSALS])
+        if DETECTIONS in predictions:
+            detections = predictions[DETECTIONS]
+            boxes = _in_pixels(detections.boxes, predictions[TRUE_SHAPES])
+            proposed = proposals.Proposals(boxes, detections.num_detections)
+        targets = self._boxes.second_loss.targets(proposed, groundtruth)
+        image_size = tuple(tf.unstack(predictions[IMAGE_SHAPE]))
+        return self._boxes.mask_loss(
+            predictions[MASK_PREDICTIONS], proposed, targets, groundtruth.masks, image_size
         )
 
     def postprocess(self, predictions: Tensors, true_shapes: tf.Tensor) -> fields.Detections:
