@@ -8,6 +8,8 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
+from od_finetune.fields import ObjectTree
+from od_finetune.models import tf2_objects
 from od_finetune.models.backbones.inception import (
     Chain,
     Conv,
@@ -19,6 +21,7 @@ from od_finetune.models.backbones.inception import (
     Step,
     build_step,
     conv_names,
+    tf2_node,
 )
 from od_finetune.models.layers import ACTIVATIONS, BatchNorm, ConvHyperparams, conv_layer
 from od_finetune.models.stages import Block
@@ -125,6 +128,13 @@ class Residual(tf.Module):
         self._scale = scale
         self._activation = ACTIVATIONS[hyperparams.activation] if activate else None
 
+    def tf2_node(self, source: tf2_objects.Node) -> tf2_objects.Node:
+        """See `inception.tf2_node`."""
+        joined = tf2_node(self._branches, source)
+        scaled = tf2_objects.Node(tf2_objects.layer(self._up), (joined,))
+        output = tf2_objects.Node({}, (source, scaled))
+        return output if self._activation is None else tf2_objects.Node({}, (output,))
+
     def __call__(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         outputs = inputs + self._scale * self._up(self._branches(inputs, training))
         return outputs if self._activation is None else self._activation(outputs)
@@ -150,6 +160,14 @@ class Stage(tf.Module):
             else:
                 blocks += [Block(name, 1, residual) for name, residual in part.items()]
         return blocks
+
+    def tf2_objects(self) -> ObjectTree:
+        """Its node in the object graph of the OD API's TF2 checkpoints: a functional model."""
+        node = tf2_objects.Node({})
+        for part in self._parts:
+            for module in [part] if isinstance(part, Chain) else part.values():
+                node = module.tf2_node(node)
+        return tf2_objects.branching(node)
 
     def __call__(self, inputs: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
         """`[B, H, W, C]` -> the output of the last block by its name, `[B, h, w, c]`."""
@@ -237,10 +255,6 @@ TF2_RULES = _tf2_rules()
 # TF-Slim's classification net counts its repetitions on where the second stage begins anew.
 VOCABULARIES = (
     Vocabulary(
-        "TF-Slim",
-        [
-            (r"^SecondStageFeatureExtractor/InceptionResnetV2/Repeat/", "InceptionResnetV2/Repeat_2/"),
-            (r"^(First|Second)StageFeatureExtractor/", ""),
-        ],
+        "TF-Slim", [(r"^SecondStageFeatureExtractor/InceptionResnetV2/Repeat/", "InceptionResnetV2/Repeat_2/")]
     ),
 )
