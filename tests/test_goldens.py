@@ -33,10 +33,16 @@ GOLDENS = (
     "tf1_ssd_mobilenet_v2_fpnlite_quantized_shared_box_predictor_256x256_depthmultiplier_75_coco14_sync",
     "tf1_ssd_mobilenet_v2_quantized_300x300_coco",
     "tf1_ssd_mobilenet_v2_fullyconv_coco",
+    "tf1_ssd_resnet50_v1_fpn_shared_box_predictor_640x640_coco14_sync",
     "tf1_ssdlite_mobilenet_v2_coco",
     "tf2_ssd_mobilenet_v1_fpn_640x640_coco17_tpu-8",
     "tf2_ssd_mobilenet_v2_320x320_coco17_tpu-8",
     "tf2_ssd_mobilenet_v2_fpnlite_320x320_coco17_tpu-8",
+    "tf2_ssd_resnet101_v1_fpn_1024x1024_coco17_tpu-8",
+    "tf2_ssd_resnet152_v1_fpn_1024x1024_coco17_tpu-8",
+    "tf2_ssd_resnet152_v1_fpn_640x640_coco17_tpu-8",
+    "tf2_ssd_resnet50_v1_fpn_1024x1024_coco17_tpu-8",
+    "tf2_ssd_resnet50_v1_fpn_640x640_coco17_tpu-8",
 )
 # One of each kind of network; the others run with -m slow.
 EVERYDAY = {

@@ -23,6 +23,7 @@ class Family(NamedTuple):
     backbone_rules: Rules  # canonical -> TF2 name
     vocabularies: tuple[Vocabulary, ...]  # of published classification nets
     last_layer: int  # its number, from which names of layers count on
+    layer_name: str = "Conv2d_"  # in front of such numbers
     normalize: Normalization = SYMMETRIC
 
 
