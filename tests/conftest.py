@@ -39,6 +39,18 @@ _TINY = (
 )
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of the tests marked `by_turns`, where the environment has OD_FINETUNE_TURN="k/n", keeps the k-th of every n."""
+    turn = os.environ.get("OD_FINETUNE_TURN")
+    if not turn:
+        return
+    number, count = map(int, turn.split("/"))
+    taken = [item for item in items if item.get_closest_marker("by_turns")]
+    left = set(taken) - set(taken[number % count :: count])
+    config.hook.pytest_deselected(items=[item for item in items if item in left])
+    items[:] = [item for item in items if item not in left]
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder `shared/` beside the checkout, with the reference data; tests that need it skip without it.
