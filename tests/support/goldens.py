@@ -6,6 +6,7 @@ import csv
 import functools
 import gzip
 import importlib.util
+import json
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -79,6 +80,16 @@ def assert_close(recorded: Any, name: str, value: tf.Tensor, tolerance: float, r
     error = float(np.abs(rows - recorded[f"{name}@values"]).max(initial=0.0)) / scale
     results.note(Path(recorded.zip.filename).parent.name, tensor=name, error=error, relative=relative)
     np.testing.assert_allclose(rows, recorded[f"{name}@values"], rtol=0, atol=tolerance * scale, err_msg=name)
+
+
+def assert_same_losses(golden: Path, losses: Mapping[str, tf.Tensor], tolerance: float = 1e-3) -> None:
+    """Holds losses to the recorded ones, by name, within a relative `tolerance`."""
+    expected = json.loads((golden / "summary.json").read_text())["losses"]
+    found = {name: float(loss) for name, loss in losses.items()}
+    assert found.keys() == expected.keys()
+    errors = [abs(found[name] - value) / max(abs(value), 1e-12) for name, value in expected.items()]
+    results.note(golden.name, loss_error=max(errors))
+    assert found == pytest.approx(expected, rel=tolerance)
 
 
 def groundtruth(num_classes: int) -> fields.Groundtruth:

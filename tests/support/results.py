@@ -7,6 +7,8 @@ import json
 import os
 from typing import Any
 
+import pytest
+
 FILE = "OD_FINETUNE_MODEL_RESULTS"
 
 
@@ -16,3 +18,13 @@ def note(config: str, **measured: Any) -> None:
         line = json.dumps({"config": config, **measured}) + "\n"
         with open(path, "a", encoding="utf-8") as file:  # short lines: several processes append whole ones
             file.write(line)
+
+
+def note_failure(item: pytest.Item, report: pytest.TestReport) -> None:
+    """Notes that a test of one config has failed, and the last line of why."""
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    config = next((value for value in parameters.values() if str(value).startswith(("tf1_", "tf2_"))), None)
+    if config and report.failed:
+        why = (report.longreprtext.strip().splitlines() or [""])
+        reason = next((line for line in why if line.startswith("E  ")), why[-1])
+        note(config, failed=item.originalname, why=reason.removeprefix("E").strip()[:200])
