@@ -30,6 +30,15 @@ CONFIGS = published.configs()
 BY_TYPE = {}
 for _name, _path in CONFIGS.items():
     BY_TYPE.setdefault(published.extractor_type(published.load(_path).model), _name)
+# The same network in both halves of the OD API; its backbone's layers agree.
+COUNTERPARTS = {
+    "tf1_ssd_mobilenet_v2_coco": "tf2_ssd_mobilenet_v2_320x320_coco17_tpu-8",
+    "tf1_ssd_mobilenet_v1_fpn_shared_box_predictor_640x640_coco14_sync": "tf2_ssd_mobilenet_v1_fpn_640x640_coco17_tpu-8",
+    "tf1_ssd_resnet50_v1_fpn_shared_box_predictor_640x640_coco14_sync": "tf2_ssd_resnet50_v1_fpn_640x640_coco17_tpu-8",
+    "tf1_faster_rcnn_resnet50_coco": "tf2_faster_rcnn_resnet50_v1_640x640_coco17_tpu-8",
+    "tf1_faster_rcnn_resnet101_coco": "tf2_faster_rcnn_resnet101_v1_1024x1024_coco17_tpu-8",
+    "tf1_faster_rcnn_inception_resnet_v2_atrous_coco": "tf2_mask_rcnn_inception_resnet_v2_1024x1024_coco17_gpu-8",
+}
 EXTRACTORS = {"ssd": "FeatureExtractor", "faster_rcnn": "FirstStageFeatureExtractor", "center_net": "FeatureExtractor"}
 STEPS = 20
 
@@ -58,6 +67,20 @@ def test_builds_and_restores(name: str, shared, tmp_path: Path):
     restored = plan.with_status(Status.RESTORED)
     results.note(name, restored=len(restored), variables=len(plan.rows), unused=len(plan.sources[0].unused))
     assert len(restored) == len(plan.rows) and plan.sources[0].unused == ()
+
+
+@pytest.mark.parametrize("tf1, tf2", COUNTERPARTS.items())
+def test_backbones_restore_across_the_halves(tf1: str, tf2: str, shared, tmp_path: Path):
+    for here, there in ((tf1, tf2), (tf2, tf1)):
+        detector = build_detector(published.load(CONFIGS[here]).model)
+        folder = tmp_path / there
+        goldens.save_golden(shared / "reference", there, folder / "ckpt-0")
+        request = RestoreRequest(str(folder), "classification", version="V2")
+        plan = RestorePlan.compute(Target.of(detector), [(open_source(folder), request)])
+        backbone = [row for row in plan.rows if row.part == "backbone"]
+        restored = [row for row in backbone if row.status is Status.RESTORED]
+        results.note(here, across=len(restored), backbone=len(backbone))
+        assert len(restored) == len(backbone) > 0
 
 
 def trainer_of(detector: fields.Detector, model: model_pb2.DetectionModel, freeze: tuple[str, ...] = ()) -> Trainer:

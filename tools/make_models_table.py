@@ -24,6 +24,7 @@ Each config that was published with the OD API, as `tests/test_published.py` and
 - **losses**: the largest relative difference of a loss to the recording's (the tests allow 0.001; those of Faster R-CNN
   are sampled at random, and are compared by order of magnitude only).
 - **restored**: variables of the model that the OD API's checkpoint of this config (TF1 or TF2, as the config is) gave.
+- **across**: variables of the backbone that the checkpoint of the same network in the other half of the OD API gave.
 - **trains**: the loss over the first and the last three of 20 steps on one batch of noise at 128x128; **frozen**:
   backward operations left in a frozen feature extractor; **exported**: largest difference of a SavedModel's scores to
   the detector's. One config of each feature extractor type runs these.
@@ -49,13 +50,14 @@ class Summary(NamedTuple):
             _number(error),
             _number(get("loss_error")),
             f"{get('restored')} of {get('variables')}" if "restored" in self.noted else "–",
+            f"{get('across')} of {get('backbone')}" if "across" in self.noted else "–",
             f"{get('first_loss'):.3g} → {get('last_loss'):.3g}" if "first_loss" in self.noted else "–",
             str(get("frozen_backward", "–")),
             _number(get("export_error")),
         ]
 
 
-_HEADER = ["config", "type", "parameters", "error", "losses", "restored", "trains", "frozen", "exported"]
+_HEADER = ["config", "type", "parameters", "error", "losses", "restored", "across", "trains", "frozen", "exported"]
 
 
 def _number(value: float | None) -> str:

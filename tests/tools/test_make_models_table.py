@@ -29,7 +29,7 @@ def test_a_row_per_config_with_the_largest_error_and_what_failed():
     page = module.document(module.summarise(map(json.dumps, notes)))
     rows = [line for line in page.splitlines() if line.startswith("| tf")]
     assert rows == [
-        "| tf1_a | kind_a | 1.0 M | 0.0003 | – | 3 of 4 | – | – | – |",
-        "| tf2_b | kind_b | 2.5 M | – | – | – | – | – | – |",
+        "| tf1_a | kind_a | 1.0 M | 0.0003 | – | 3 of 4 | – | – | – | – |",
+        "| tf2_b | kind_b | 2.5 M | – | – | – | – | – | – | – |",
     ]
     assert "1 of 2 configs pass" in page and "- `tf1_a`, test_trains: the loss rose" in page
