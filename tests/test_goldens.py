@@ -28,6 +28,8 @@ from od_finetune.protos import model_pb2
 
 GOLDENS = (
     "tf1_facessd_mobilenet_v2_quantized_320x320_open_image_v4",
+    "tf1_ssd_inception_v2_coco",
+    "tf1_ssd_inception_v2_pets",
     "tf1_ssd_mobilenet_v1_0.75_depth_quantized_300x300_coco14_sync",
     "tf1_ssd_mobilenet_v1_0.75_depth_quantized_300x300_pets_sync",
     "tf1_ssd_mobilenet_v1_300x300_coco14_sync",

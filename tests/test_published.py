@@ -33,7 +33,8 @@ for _name, _path in CONFIGS.items():
 # The same network in both halves of the OD API; its backbone's layers agree.
 COUNTERPARTS = {
     "tf1_ssd_mobilenet_v2_coco": "tf2_ssd_mobilenet_v2_320x320_coco17_tpu-8",
-    "tf1_ssd_mobilenet_v1_fpn_shared_box_predictor_640x640_coco14_sync": "tf2_ssd_mobilenet_v1_fpn_640x640_coco17_tpu-8",
+    "tf1_ssd_mobilenet_v1_fpn_shared_box_predictor_640x640_coco14_sync":
+        "tf2_ssd_mobilenet_v1_fpn_640x640_coco17_tpu-8",
     "tf1_ssd_resnet50_v1_fpn_shared_box_predictor_640x640_coco14_sync": "tf2_ssd_resnet50_v1_fpn_640x640_coco17_tpu-8",
     "tf1_faster_rcnn_resnet50_coco": "tf2_faster_rcnn_resnet50_v1_640x640_coco17_tpu-8",
     "tf1_faster_rcnn_resnet101_coco": "tf2_faster_rcnn_resnet101_v1_1024x1024_coco17_tpu-8",

@@ -38,8 +38,13 @@ class NeckSource(NamedTuple):
     layer_name: str  # in front of such numbers
 
 
-def build_multires(proto: ssd_pb2.SsdFeatureExtractor, source: NeckSource, hyperparams: ConvHyperparams) -> Neck:
-    """SSD's feature maps of many resolutions.
+def build_multires(
+    proto: ssd_pb2.SsdFeatureExtractor,
+    source: NeckSource,
+    hyperparams: ConvHyperparams,
+    extra: tuple[multires.FeatureMap, ...] = multires.SSD_EXTRA_MAPS,
+) -> Neck:
+    """SSD's feature maps of many resolutions: the backbone's levels, then the `extra` ones.
 
     Raises:
       UserError: the message asks for a feature pyramid, or for more maps than there are.
@@ -47,7 +52,7 @@ def build_multires(proto: ssd_pb2.SsdFeatureExtractor, source: NeckSource, hyper
     if proto.WhichOneof("feature_pyramid_oneof"):
         raise UserError(f"{AT}.{proto.WhichOneof('feature_pyramid_oneof')}: {proto.type} has no feature pyramid; "
                         "remove the field or choose another type")
-    layout = (*(multires.FeatureMap(level=level) for level in source.levels), *multires.SSD_EXTRA_MAPS)
+    layout = (*(multires.FeatureMap(level=level) for level in source.levels), *extra)
     if not 1 <= proto.num_layers <= len(layout):
         raise UserError(f"{AT}.num_layers: found {proto.num_layers}, expected 1 to {len(layout)}")
     layout = layout[: proto.num_layers]
