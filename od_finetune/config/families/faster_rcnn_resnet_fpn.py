@@ -5,7 +5,7 @@ from __future__ import annotations
 from od_finetune.config import necks
 from od_finetune.config.families.resnet import LEVELS
 from od_finetune.config.rows import TwoStageFamily, TwoStageRow
-from od_finetune.models.backbones import fully_connected, resnet_v1
+from od_finetune.models.backbones import fully_connected, resnet_v1, resnet_v1_names
 from od_finetune.models.normalization import IMAGENET_MEANS
 
 
@@ -16,7 +16,7 @@ def _row(num_layers: int) -> TwoStageRow:
         scope=f"resnet_v1_{num_layers}",
         override=resnet_v1.override,
         backbone_rules=[*resnet_v1.TF2_RULES, *fully_connected.TF2_RULES],
-        vocabularies=resnet_v1.VOCABULARIES,
+        vocabularies=resnet_v1_names.vocabularies(num_layers),
         normalize=IMAGENET_MEANS,
         last_layer=4,
         layer_name="block",
