@@ -19,11 +19,14 @@ TYPES: tuple[dict[str, str], ...] = (
     {TF1: "ssd_mobilenet_v2", TF2: "ssd_mobilenet_v2_keras"},
     {TF1: "ssd_mobilenet_v1_fpn", TF2: "ssd_mobilenet_v1_fpn_keras"},
     {TF1: "ssd_mobilenet_v2_fpn", TF2: "ssd_mobilenet_v2_fpn_keras"},
+    {TF1: "ssd_resnet50_v1_fpn", TF2: "ssd_resnet50_v1_fpn_keras"},
+    {TF1: "ssd_resnet101_v1_fpn", TF2: "ssd_resnet101_v1_fpn_keras"},
+    {TF1: "ssd_resnet152_v1_fpn", TF2: "ssd_resnet152_v1_fpn_keras"},
     *({TF1: name, TF2: f"{name}_keras"} for name in (f"faster_rcnn_resnet{n}" for n in (50, 101, 152))),
 )
 
 _FIRST_EXTENSION = 1000  # numbers of fields that the OD API does not have
-_LAST_LEVEL = 5  # of the MobileNets; in the OD API they always reach to it
+_LAST_LEVEL = 5  # of the backbones; in the OD API they always reach to it
 _PLACEHOLDER = "PATH_TO_BE_CONFIGURED"
 
 

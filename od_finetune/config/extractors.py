@@ -8,7 +8,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from od_finetune.config import necks
-from od_finetune.config.families import efficientnet_lite, inception, mobilenet
+from od_finetune.config.families import efficientnet_lite, inception, mobilenet, resnet
 from od_finetune.config.hyperparams import build_hyperparams
 from od_finetune.config.rows import Row
 from od_finetune.errors import UserError
@@ -20,6 +20,7 @@ TABLE: dict[str, Row] = {
     **efficientnet_lite.ROWS,
     **inception.ROWS,
     **mobilenet.ROWS,
+    **resnet.ROWS,
 }
 
 
@@ -64,7 +65,8 @@ def build_extractor(proto: ssd_pb2.SsdFeatureExtractor, freeze_batchnorm: bool =
     if freeze_batchnorm:
         base, hyperparams = base.frozen_batchnorm(), hyperparams.frozen_batchnorm()
     source = necks.NeckSource(
-        family.scope, row.levels, row.tf2_scope, row.tf2_neck, row.tf2_lists, row.keras, family.last_layer
+        family.scope, row.levels, row.tf2_scope, row.tf2_neck, row.tf2_lists, row.keras, family.last_layer,
+        family.layer_name,
     )
     neck = row.neck(proto, source, hyperparams)
     backbone = family.backbone(

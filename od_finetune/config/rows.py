@@ -23,6 +23,7 @@ class Family(NamedTuple):
     backbone_rules: Rules  # canonical -> TF2 name
     vocabularies: tuple[Vocabulary, ...]  # of published classification nets
     last_layer: int  # its number, from which names of layers count on
+    layer_name: str = "Conv2d_"  # in front of such numbers
     normalize: Normalization = SYMMETRIC
 
 
@@ -51,6 +52,8 @@ class TwoStageFamily(NamedTuple):
     backbone_rules: Rules  # canonical -> TF2 name, of both parts
     vocabularies: tuple[Vocabulary, ...]  # of published classification nets, for both scopes
     normalize: Normalization = SYMMETRIC
+    last_layer: int = 0  # see Family
+    layer_name: str = "Conv2d_"
 
 
 TwoStageNeck = Callable[[faster_rcnn_pb2.FasterRcnnFeatureExtractor, necks.NeckSource, ConvHyperparams], necks.Neck]
