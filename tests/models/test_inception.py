@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from goldens import recorded_variables
 
 from od_finetune.errors import UserError
+from od_finetune.models import tf2_objects
 from od_finetune.models.backbones import inception_resnet_v2, inception_v2
 from od_finetune.models.backbones.inception import (
     Chain,
@@ -19,7 +21,9 @@ from od_finetune.models.backbones.inception import (
     Separable,
     scaled_width,
 )
+from od_finetune.models.detectors.base import TF2_LEAVES
 from od_finetune.models.layers import ConvHyperparams, named_variables
+from od_finetune.names import apply_rules
 
 HYPERPARAMS = ConvHyperparams(initializer=tf_keras.initializers.GlorotUniform)
 STEPS = (
@@ -86,3 +90,55 @@ def test_no_tf2_checkpoint():
     assert backbone.blocks()[-1].name == "Mixed_3b"
     with pytest.raises(UserError, match="TF2 half has no Inception"):
         backbone.tf2_objects()
+
+
+def test_tf2_numbers_layers_by_their_distance_from_the_output():
+    """Between the input and the sum of two ways, the longer way comes first, then both in turns."""
+    source = tf2_objects.Node({})
+    short = tf2_objects.Node({"kernel": "short"}, (source,))
+    long = tf2_objects.chained([{"kernel": "long"}, {"kernel": "longer"}], source)
+    tree = tf2_objects.branching(tf2_objects.Node({}, (short, long)))
+    layers = {name: node.get("kernel", "") for name, node in tree.items()}
+    assert layers == {
+        "layer-0": "",
+        "layer_with_weights-0": "long",
+        "layer-1": "long",
+        "layer_with_weights-1": "short",
+        "layer-2": "short",
+        "layer_with_weights-2": "longer",
+        "layer-3": "longer",
+        "layer-4": "",
+    }
+
+
+def test_the_second_stages_counterpart_in_slims_classification_net():
+    (vocabulary,) = inception_resnet_v2.VOCABULARIES
+    scope = "SecondStageFeatureExtractor/InceptionResnetV2"
+    assert apply_rules(f"{scope}/Repeat/block8_3/Branch_0/Conv2d_1x1/weights", vocabulary.rules) == (
+        "InceptionResnetV2/Repeat_2/block8_3/Branch_0/Conv2d_1x1/weights"
+    )
+    assert apply_rules(f"{scope}/Mixed_7a/Branch_0/x", vocabulary.rules) == f"{scope}/Mixed_7a/Branch_0/x"
+
+
+@pytest.mark.slow
+def test_object_graph_of_both_stages(shared):
+    """Layers in the order in which the recorded checkpoint has them, and what they hold."""
+    golden = shared / "reference" / "goldens" / "tf2_mask_rcnn_inception_resnet_v2_1024x1024_coco17_gpu-8"
+    for scope, key, part in (
+        ("FirstStage", "proposal_features", inception_resnet_v2.first_stage),
+        ("SecondStage", "box_classifier_features", inception_resnet_v2.second_stage),
+    ):
+        hyperparams = inception_resnet_v2.DEFAULTS
+        module = part(f"{scope}FeatureExtractor/InceptionResnetV2", hyperparams)
+        with tf.__internal__.FuncGraph("build").as_default():
+            channels = 3 if scope == "FirstStage" else 1088
+            module(tf.compat.v1.placeholder(tf.float32, [1, 64, 64, channels]))
+        prefix = f"model/_feature_extractor_for_{key}/"
+        ours = {
+            f"{prefix}{name}/{attribute}": apply_rules(variable, [*inception_resnet_v2.TF2_RULES, *TF2_LEAVES])
+            for name, node in module.tf2_objects().items()
+            for attribute, variable in node.items()
+            if isinstance(variable, str) and name.startswith("layer_with_weights")
+        }
+        recorded = {path: name for path, name, _ in recorded_variables(golden) if path.startswith(prefix)}
+        assert ours == recorded
