@@ -22,7 +22,10 @@ TYPES: tuple[dict[str, str], ...] = (
     {TF1: "ssd_resnet50_v1_fpn", TF2: "ssd_resnet50_v1_fpn_keras"},
     {TF1: "ssd_resnet101_v1_fpn", TF2: "ssd_resnet101_v1_fpn_keras"},
     {TF1: "ssd_resnet152_v1_fpn", TF2: "ssd_resnet152_v1_fpn_keras"},
-    *({TF1: name, TF2: f"{name}_keras"} for name in (f"faster_rcnn_resnet{n}" for n in (50, 101, 152))),
+    # The second stage of these has another stride in TF2.
+    *({TF1: f"faster_rcnn_resnet{layers}"} for layers in (50, 101, 152)),
+    *({TF2: f"faster_rcnn_resnet{layers}_keras"} for layers in (50, 101, 152)),
+    *({TF2: f"faster_rcnn_resnet{layers}_fpn_keras"} for layers in (50, 101, 152)),
 )
 
 _FIRST_EXTENSION = 1000  # numbers of fields that the OD API does not have
@@ -62,9 +65,9 @@ def for_installation(config: TrainEvalPipelineConfig, half: str) -> tuple[TrainE
 
 def _counterpart(kind: str, half: str, at: str) -> str:
     for row in TYPES:
-        if kind in row.values():
+        if kind in row.values() and half in row:
             return row[half]
-    known = ", ".join(sorted(name for row in TYPES for name in row.values()))
+    known = ", ".join(sorted(name for row in TYPES if half in row for name in row.values()))
     raise UserError(
         f"{at}.type: {kind!r} has no counterpart in the {half.upper()} half of the OD API, so "
         f"no installation of it could use the checkpoint; these have: {known}"

@@ -100,3 +100,15 @@ def branching(output: Node) -> ObjectTree:
             distances[each] = max(distances[node] + 1, distances.get(each, 0))
     order = sorted(met, key=lambda node: (-distances[node], met[node]))
     return functional((node.tree for node in order if node.inputs), shape_is_list=False)
+
+
+def sequential(nodes: Iterable[ObjectTree]) -> ObjectTree:
+    """A sequential Keras model of these layers, which has no input of its own."""
+    model: ObjectTree = {}
+    weighted = 0
+    for index, node in enumerate(nodes):
+        if node:
+            model[f"layer_with_weights-{weighted}"] = node
+            weighted += 1
+        model[f"layer-{index}"] = node
+    return model

@@ -201,7 +201,7 @@ class ResnetV1(tf.Module):
         """Its node in the object graph of the OD API's TF2 checkpoints: a functional model."""
         nodes = [*tf2_objects.unit(self._root), {}] if self._root is not None else []  # the last one is the pooling
         nodes += [node for units in self._blocks for unit in units for node in unit.tf2_objects()]
-        return tf2_objects.functional(nodes)
+        return tf2_objects.functional(nodes, shape_is_list=self._root is not None)
 
     def __call__(self, inputs: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
         """Normalised images `[B, H, W, 3]`, or with `first_block` above 1 features -> the levels `[B, h, w, C]` by
