@@ -28,6 +28,8 @@ from od_finetune.protos import model_pb2
 
 GOLDENS = (
     "tf1_facessd_mobilenet_v2_quantized_320x320_open_image_v4",
+    "tf1_ssd_inception_v2_coco",
+    "tf1_ssd_inception_v2_pets",
     "tf1_ssd_mobilenet_v1_0.75_depth_quantized_300x300_coco14_sync",
     "tf1_ssd_mobilenet_v1_0.75_depth_quantized_300x300_pets_sync",
     "tf1_ssd_mobilenet_v1_300x300_coco14_sync",
@@ -41,10 +43,16 @@ GOLDENS = (
     "tf1_ssd_mobilenet_v2_fpnlite_quantized_shared_box_predictor_256x256_depthmultiplier_75_coco14_sync",
     "tf1_ssd_mobilenet_v2_quantized_300x300_coco",
     "tf1_ssd_mobilenet_v2_fullyconv_coco",
+    "tf1_ssd_resnet50_v1_fpn_shared_box_predictor_640x640_coco14_sync",
     "tf1_ssdlite_mobilenet_v2_coco",
     "tf2_ssd_mobilenet_v1_fpn_640x640_coco17_tpu-8",
     "tf2_ssd_mobilenet_v2_320x320_coco17_tpu-8",
     "tf2_ssd_mobilenet_v2_fpnlite_320x320_coco17_tpu-8",
+    "tf2_ssd_resnet101_v1_fpn_1024x1024_coco17_tpu-8",
+    "tf2_ssd_resnet152_v1_fpn_1024x1024_coco17_tpu-8",
+    "tf2_ssd_resnet152_v1_fpn_640x640_coco17_tpu-8",
+    "tf2_ssd_resnet50_v1_fpn_1024x1024_coco17_tpu-8",
+    "tf2_ssd_resnet50_v1_fpn_640x640_coco17_tpu-8",
 )
 # One of each kind of network; the others run with -m slow.
 EVERYDAY = {

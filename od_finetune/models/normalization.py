@@ -14,9 +14,16 @@ class Normalization(NamedTuple):
     offset: float | tuple[float, ...]  # one for all channels, or one for each
 
     def __call__(self, images: tf.Tensor) -> tf.Tensor:
-        """Any shape and type -> float32 of the same shape."""
-        return self.scale * tf.cast(images, tf.float32) + tf.constant(self.offset)
+        """`[..., C]` of any type -> float32 of the same shape. Offsets of single channels are left out where an image
+        has another number of channels (grey ones), as the OD API does."""
+        scaled = self.scale * tf.cast(images, tf.float32)
+        if isinstance(self.offset, tuple) and images.shape[-1] != len(self.offset):
+            return scaled
+        return scaled + tf.constant(self.offset)
 
 
 SYMMETRIC = Normalization(2.0 / 255.0, -1.0)  # -1..1
 EFFICIENTNET_LITE = Normalization(1.0 / 128.0, -127.0 / 128.0)  # (x - 127) / 128
+# The mean colour of ImageNet as (red, green, blue), for nets that follow Caffe's ResNets and VGG (Simonyan & Zisserman
+# 2015). Caffe's own nets want blue first; slim's and the OD API's take red first.
+IMAGENET_MEANS = Normalization(1.0, (-123.68, -116.779, -103.939))
