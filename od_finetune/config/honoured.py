@@ -49,11 +49,14 @@ HONOURED: dict[str, str] = {
     "first_stage_localization_loss_weight first_stage_objectness_loss_weight initial_crop_size maxpool_kernel_size "
     "maxpool_stride second_stage_box_predictor second_stage_batch_size second_stage_balance_fraction "
     "second_stage_post_processing second_stage_localization_loss_weight second_stage_classification_loss_weight "
-    "hard_example_miner second_stage_classification_loss clip_anchors_to_image use_combined_nms_in_first_stage",
+    "second_stage_mask_prediction_loss_weight hard_example_miner second_stage_classification_loss "
+    "clip_anchors_to_image use_combined_nms_in_first_stage",
     "FasterRcnnFeatureExtractor": ALL,
     "MaskRCNNBoxPredictor": "fc_hyperparams use_dropout dropout_keep_probability box_code_size "
-    "share_box_across_classes",
-    "BoxPredictor": "convolutional_box_predictor mask_rcnn_box_predictor weight_shared_convolutional_box_predictor",
+    "share_box_across_classes conv_hyperparams predict_instance_masks mask_prediction_conv_depth mask_height "
+    "mask_width mask_prediction_num_conv_layers masks_are_class_agnostic convolve_then_upsample_masks",
+    "RfcnBoxPredictor": ALL,
+    "BoxPredictor": ALL,
     "ConvolutionalBoxPredictor": ALL,
     "ConvolutionalBoxPredictor.BoxEncodingsClipRange": ALL,
     "WeightSharedConvolutionalBoxPredictor": ALL,
@@ -290,10 +293,7 @@ UNHONOURED: dict[str, str] = {
     "Ssd.MaskHead": ALL,
     "SsdFeatureExtractor": "bifpn replace_preprocessor_with_placeholder spaghettinet_arch_name",
     "BidirectionalFeaturePyramidNetworks": ALL,
-    "BoxPredictor": "rfcn_box_predictor",
-    "MaskRCNNBoxPredictor": "conv_hyperparams predict_instance_masks mask_prediction_conv_depth predict_keypoints "
-    "mask_height mask_width mask_prediction_num_conv_layers masks_are_class_agnostic convolve_then_upsample_masks",
-    "RfcnBoxPredictor": ALL,
+    "MaskRCNNBoxPredictor": "predict_keypoints",
     "Loss.EqualizationLoss": "weight",
     "ClassificationLoss": "weighted_dice_classification_loss",
     "WeightedDiceClassificationLoss": ALL,
@@ -315,7 +315,7 @@ UNHONOURED: dict[str, str] = {
     "ExperimentalModel": ALL,
     "GraphRewriter": ALL,
     "Quantization": ALL,
-    "FasterRcnn": "second_stage_mask_prediction_loss_weight resize_masks output_final_box_features "
+    "FasterRcnn": "resize_masks output_final_box_features "
     "output_final_box_rpn_features context_config",
     "Context": ALL,
     "CenterNet": ALL,

@@ -164,10 +164,23 @@ def build_batches(
 
 
 def _batch(dataset: tf.data.Dataset, options: BatchOptions) -> tf.data.Dataset:
-    shapes = tf.nest.map_structure(lambda spec: spec.shape, dataset.element_spec)
-    if all(spec.shape.is_fully_defined() for spec in tf.nest.flatten(dataset.element_spec)):
+    structure = dataset.element_spec
+    leaves = tf.nest.flatten(structure)
+    there = [index for index, spec in enumerate(leaves) if isinstance(spec, tf.TensorSpec)]
+    if all(leaves[index].shape.is_fully_defined() for index in there):
         return dataset.batch(options.batch_size, options.drop_remainder)
-    return dataset.padded_batch(options.batch_size, shapes, drop_remainder=options.drop_remainder)
+    # Padding takes tensors only, and fields that are not loaded are None.
+    shapes = tuple(leaves[index].shape for index in there)
+    tensors = dataset.map(lambda *element: tuple(tf.nest.flatten(element)[index] for index in there))
+    batches = tensors.padded_batch(options.batch_size, shapes, drop_remainder=options.drop_remainder)
+
+    def restored(*tensors: tf.Tensor) -> tuple:
+        values: list[tf.Tensor | None] = [None] * len(leaves)
+        for index, tensor in zip(there, tensors, strict=True):
+            values[index] = tensor
+        return tf.nest.pack_sequence_as(structure, values)
+
+    return batches.map(restored)
 
 
 def augment(sample: Sample, seed: tf.Tensor, steps: Sequence[Step]) -> Sample:

@@ -69,7 +69,10 @@ AUGMENTED = "data_augmentation_options { random_horizontal_flip {} } data_augmen
 
 
 def _take(dataset: tf.data.Dataset, count: int) -> list[Batch]:
-    return [tf.nest.map_structure(lambda value: value.numpy(), batch) for batch in dataset.take(count)]
+    def eager(value: tf.Tensor | None) -> np.ndarray | None:
+        return None if value is None else value.numpy()
+
+    return [tf.nest.map_structure(eager, batch) for batch in dataset.take(count)]
 
 
 def _assert_same(first: list[Batch], second: list[Batch]) -> None:
