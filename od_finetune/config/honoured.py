@@ -230,6 +230,7 @@ WITHOUT_EFFECT: dict[str, dict[str, str]] = {
         "inplace_batchnorm_update": "moving statistics are always updated with the step",
         "use_matmul_crop_and_resize": _SAME_RESULT,
         "use_matmul_gather_in_matcher": _SAME_RESULT,
+        "resize_masks": "masks are resized once, with their image; this is about the model doing it again",
         "use_static_balanced_label_sampler": "it draws from the same distribution",
         "use_static_shapes": _SAME_RESULT,
         "use_static_shapes_for_eval": _SAME_RESULT,
@@ -315,8 +316,7 @@ UNHONOURED: dict[str, str] = {
     "ExperimentalModel": ALL,
     "GraphRewriter": ALL,
     "Quantization": ALL,
-    "FasterRcnn": "resize_masks output_final_box_features "
-    "output_final_box_rpn_features context_config",
+    "FasterRcnn": "output_final_box_features output_final_box_rpn_features context_config",
     "Context": ALL,
     "CenterNet": ALL,
     "CenterNet.PredictionHeadParams": ALL,

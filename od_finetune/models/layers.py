@@ -231,11 +231,12 @@ def dense_layer(scope: str, hyperparams: ConvHyperparams, units: int) -> tf_kera
 
 
 def norm_layer(
-    scope: str, norm: BatchNorm | GroupNorm | None, variant: str = ""
+    scope: str, norm: BatchNorm | GroupNorm | None, variant: str = "", name: str = ""
 ) -> tf_keras.layers.Layer | None:
     """The norm that follows the convolution `scope`. Batch norm is the fused kernel where tf_keras can use it.
 
-    `variant` is the end of its name where a convolution has several, e.g. `/feature_0`.
+    `variant` is the end of its name where a convolution has several, e.g. `/feature_0`; `name` all of it, where it does
+    not follow from the convolution's.
 
     A batch norm layer whose `trainable` is False runs in inference mode, whatever `training` says; whether its gamma
     and beta train is for the gradient tape to say. One that the config has in inference mode (`train` is False) starts
@@ -248,13 +249,13 @@ def norm_layer(
             center=norm.center,
             scale=norm.scale,
             synchronized=norm.synchronized,
-            name=f"{scope}/BatchNorm{variant}",
+            name=name or f"{scope}/BatchNorm{variant}",
         )
         layer.trainable = norm.train
         layer.keeps_statistics = not norm.train
         return layer
     if isinstance(norm, GroupNorm):
-        return _GroupNormalization(norm.groups, epsilon=norm.epsilon, name=f"{scope}/GroupNorm{variant}")
+        return _GroupNormalization(norm.groups, epsilon=norm.epsilon, name=name or f"{scope}/GroupNorm{variant}")
     return None
 
 
