@@ -27,6 +27,10 @@ class Grid(NamedTuple):
         """Inverse of `place`."""
         return coordinates / self._cells_per_image(coordinates)
 
+    def windows(self, boxes: tf.Tensor) -> tf.Tensor:
+        """Boxes `[B, ..., 4]`, normalised to the true part of the image -> normalised to the whole grid."""
+        return self.place(boxes) / tf.cast(tf.stack([self.height, self.width] * 2), tf.float32)
+
     def _cells_per_image(self, coordinates: tf.Tensor) -> tf.Tensor:
         extent = tf.cast(self.true_shapes[:, :2], tf.float32) / self.stride
         extent = tf.tile(extent, [1, coordinates.shape[-1] // 2])

@@ -27,6 +27,7 @@ def test_grid_places_relative_to_the_true_part():
     placed = GRID.place(boxes)
     np.testing.assert_allclose(placed, [[[0, 0, 8, 10], [2, 5, 4, 7.5]], [[0, 0, 5, 4], [1.25, 2, 2.5, 3]]])
     np.testing.assert_allclose(GRID.normalize(placed), boxes)
+    np.testing.assert_allclose(GRID.windows(boxes)[1], [[0, 0, 0.625, 0.4], [0.15625, 0.2, 0.3125, 0.3]])
     points = tf.constant([[[0.5, 0.5]], [[0.5, 0.5]]])
     np.testing.assert_allclose(GRID.place(points), [[[4, 5]], [[2.5, 2]]])
     np.testing.assert_allclose(GRID.place(points[:, :, None])[:, :, 0], [[[4, 5]], [[2.5, 2]]])
