@@ -10,7 +10,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import tensorflow as tf
-from goldens import assert_close, assert_same_variables, assign_golden_weights, everyday, groundtruth, read_model
+from goldens import (
+    assert_close,
+    assert_same_losses,
+    assert_same_variables,
+    assign_golden_weights,
+    everyday,
+    groundtruth,
+    read_model,
+)
 
 from od_finetune import fields
 from od_finetune.config.detector import build_detector
@@ -20,6 +28,8 @@ from od_finetune.protos import model_pb2
 
 GOLDENS = (
     "tf1_facessd_mobilenet_v2_quantized_320x320_open_image_v4",
+    "tf1_ssd_inception_v2_coco",
+    "tf1_ssd_inception_v2_pets",
     "tf1_ssd_mobilenet_v1_0.75_depth_quantized_300x300_coco14_sync",
     "tf1_ssd_mobilenet_v1_0.75_depth_quantized_300x300_pets_sync",
     "tf1_ssd_mobilenet_v1_300x300_coco14_sync",
@@ -33,10 +43,16 @@ GOLDENS = (
     "tf1_ssd_mobilenet_v2_fpnlite_quantized_shared_box_predictor_256x256_depthmultiplier_75_coco14_sync",
     "tf1_ssd_mobilenet_v2_quantized_300x300_coco",
     "tf1_ssd_mobilenet_v2_fullyconv_coco",
+    "tf1_ssd_resnet50_v1_fpn_shared_box_predictor_640x640_coco14_sync",
     "tf1_ssdlite_mobilenet_v2_coco",
     "tf2_ssd_mobilenet_v1_fpn_640x640_coco17_tpu-8",
     "tf2_ssd_mobilenet_v2_320x320_coco17_tpu-8",
     "tf2_ssd_mobilenet_v2_fpnlite_320x320_coco17_tpu-8",
+    "tf2_ssd_resnet101_v1_fpn_1024x1024_coco17_tpu-8",
+    "tf2_ssd_resnet152_v1_fpn_1024x1024_coco17_tpu-8",
+    "tf2_ssd_resnet152_v1_fpn_640x640_coco17_tpu-8",
+    "tf2_ssd_resnet50_v1_fpn_1024x1024_coco17_tpu-8",
+    "tf2_ssd_resnet50_v1_fpn_640x640_coco17_tpu-8",
 )
 # One of each kind of network; the others run with -m slow.
 EVERYDAY = {
@@ -114,8 +130,7 @@ def test_golden(shared, folder):
         assert_close(recorded, f"pred/feature_maps/{index}", features, 2e-3, relative=True)
 
     losses = detector.losses(predictions, groundtruth(detector.num_classes))
-    expected = json.loads((golden / "summary.json").read_text())["losses"]
-    assert {name: float(loss) for name, loss in losses.items()} == pytest.approx(expected, rel=1e-3)
+    assert_same_losses(golden, losses)
 
     detections = detector.postprocess(predictions, tf.constant([[1, 1, 3]]))
     np.testing.assert_allclose(detections.scores[:, :20], recorded["det/detection_scores"], atol=2e-4)

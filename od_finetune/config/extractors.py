@@ -8,7 +8,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from od_finetune.config import necks
-from od_finetune.config.families import efficientnet_lite, mobilenet
+from od_finetune.config.families import efficientnet_lite, inception, mobilenet, resnet
 from od_finetune.config.hyperparams import build_hyperparams
 from od_finetune.config.rows import Row
 from od_finetune.errors import UserError
@@ -18,7 +18,9 @@ from od_finetune.protos import ssd_pb2
 
 TABLE: dict[str, Row] = {
     **efficientnet_lite.ROWS,
+    **inception.ROWS,
     **mobilenet.ROWS,
+    **resnet.ROWS,
 }
 
 
@@ -53,12 +55,18 @@ def build_extractor(proto: ssd_pb2.SsdFeatureExtractor, freeze_batchnorm: bool =
     hyperparams = build_hyperparams(proto.conv_hyperparams, "model.ssd.feature_extractor.conv_hyperparams")
     overridden = proto.override_base_feature_extractor_hyperparams
     base = family.override(hyperparams, row.keras) if overridden else row.defaults
+    if base is None:
+        raise UserError(
+            f"model.ssd.feature_extractor.override_base_feature_extractor_hyperparams: found false, expected true, as "
+            f"{proto.type} has no hyperparams but those of conv_hyperparams; write it out"
+        )
     # In TF2 the config says nothing about the 1x1 half of a separable convolution.
     hyperparams = hyperparams._replace(plain_pointwise=row.keras)
     if freeze_batchnorm:
         base, hyperparams = base.frozen_batchnorm(), hyperparams.frozen_batchnorm()
     source = necks.NeckSource(
-        family.scope, row.levels, row.tf2_scope, row.tf2_neck, row.tf2_lists, row.keras, family.last_layer
+        family.scope, row.levels, row.tf2_scope, row.tf2_neck, row.tf2_lists, row.keras, family.last_layer,
+        family.layer_name,
     )
     neck = row.neck(proto, source, hyperparams)
     backbone = family.backbone(

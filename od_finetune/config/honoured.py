@@ -31,7 +31,7 @@ class Status(enum.Enum):
 HONOURED: dict[str, str] = {
     # The pipeline
     "TrainEvalPipelineConfig": "model train_config train_input_reader eval_config eval_input_reader",
-    "DetectionModel": "ssd",
+    "DetectionModel": "ssd faster_rcnn",
     # SSD
     "Ssd": "num_classes image_resizer feature_extractor box_coder matcher similarity_calculator "
     "encode_background_as_zeros negative_class_weight box_predictor anchor_generator post_processing "
@@ -41,7 +41,19 @@ HONOURED: dict[str, str] = {
     "override_base_feature_extractor_hyperparams pad_to_multiple use_explicit_padding use_depthwise num_layers "
     "fpn",
     "FeaturePyramidNetworks": ALL,
-    "BoxPredictor": "convolutional_box_predictor weight_shared_convolutional_box_predictor",
+    # Faster R-CNN
+    "FasterRcnn": "number_of_stages num_classes image_resizer feature_extractor first_stage_anchor_generator "
+    "first_stage_atrous_rate first_stage_box_predictor_conv_hyperparams first_stage_box_predictor_kernel_size "
+    "first_stage_box_predictor_depth first_stage_minibatch_size first_stage_positive_balance_fraction "
+    "first_stage_nms_score_threshold first_stage_nms_iou_threshold first_stage_max_proposals "
+    "first_stage_localization_loss_weight first_stage_objectness_loss_weight initial_crop_size maxpool_kernel_size "
+    "maxpool_stride second_stage_box_predictor second_stage_batch_size second_stage_balance_fraction "
+    "second_stage_post_processing second_stage_localization_loss_weight second_stage_classification_loss_weight "
+    "hard_example_miner second_stage_classification_loss clip_anchors_to_image use_combined_nms_in_first_stage",
+    "FasterRcnnFeatureExtractor": ALL,
+    "MaskRCNNBoxPredictor": "fc_hyperparams use_dropout dropout_keep_probability box_code_size "
+    "share_box_across_classes",
+    "BoxPredictor": "convolutional_box_predictor mask_rcnn_box_predictor weight_shared_convolutional_box_predictor",
     "ConvolutionalBoxPredictor": ALL,
     "ConvolutionalBoxPredictor.BoxEncodingsClipRange": ALL,
     "WeightSharedConvolutionalBoxPredictor": ALL,
@@ -211,6 +223,16 @@ WITHOUT_EFFECT: dict[str, dict[str, str]] = {
         "inplace_batchnorm_update": "moving statistics are always updated with the step",
         "return_raw_detections_during_predict": "raw detections are always returned",
     },
+    "FasterRcnn": {
+        "inplace_batchnorm_update": "moving statistics are always updated with the step",
+        "use_matmul_crop_and_resize": _SAME_RESULT,
+        "use_matmul_gather_in_matcher": _SAME_RESULT,
+        "use_static_balanced_label_sampler": "it draws from the same distribution",
+        "use_static_shapes": _SAME_RESULT,
+        "use_static_shapes_for_eval": _SAME_RESULT,
+        "use_partitioned_nms_in_first_stage": _SAME_RESULT,
+        "return_raw_detections_during_predict": "raw detections are always returned",
+    },
     "Loss.EqualizationLoss": {"exclude_prefixes": "the loss has no weight"},
     "ArgMaxMatcher": {"use_matmul_gather": _SAME_RESULT},
     "BipartiteMatcher": {"use_matmul_gather": _SAME_RESULT},
@@ -263,13 +285,14 @@ WITHOUT_EFFECT: dict[str, dict[str, str]] = {
 
 UNHONOURED: dict[str, str] = {
     "TrainEvalPipelineConfig": "graph_rewriter",
-    "DetectionModel": "faster_rcnn experimental_model center_net",
+    "DetectionModel": "experimental_model center_net",
     "Ssd": "use_confidences_as_targets implicit_example_weight mask_head_config",
     "Ssd.MaskHead": ALL,
     "SsdFeatureExtractor": "bifpn replace_preprocessor_with_placeholder spaghettinet_arch_name",
     "BidirectionalFeaturePyramidNetworks": ALL,
-    "BoxPredictor": "mask_rcnn_box_predictor rfcn_box_predictor",
-    "MaskRCNNBoxPredictor": ALL,
+    "BoxPredictor": "rfcn_box_predictor",
+    "MaskRCNNBoxPredictor": "conv_hyperparams predict_instance_masks mask_prediction_conv_depth predict_keypoints "
+    "mask_height mask_width mask_prediction_num_conv_layers masks_are_class_agnostic convolve_then_upsample_masks",
     "RfcnBoxPredictor": ALL,
     "Loss.EqualizationLoss": "weight",
     "ClassificationLoss": "weighted_dice_classification_loss",
@@ -292,8 +315,8 @@ UNHONOURED: dict[str, str] = {
     "ExperimentalModel": ALL,
     "GraphRewriter": ALL,
     "Quantization": ALL,
-    "FasterRcnn": ALL,
-    "FasterRcnnFeatureExtractor": ALL,
+    "FasterRcnn": "second_stage_mask_prediction_loss_weight resize_masks output_final_box_features "
+    "output_final_box_rpn_features context_config",
     "Context": ALL,
     "CenterNet": ALL,
     "CenterNet.PredictionHeadParams": ALL,

@@ -37,6 +37,24 @@ def build_hyperparams(proto: hyperparams_pb2.Hyperparams, field: str = "conv_hyp
     )
 
 
+def build_dense_hyperparams(proto: hyperparams_pb2.Hyperparams, field: str = "fc_hyperparams") -> ConvHyperparams:
+    """The hyperparams of fully connected layers that end a network: initialiser and regulariser are all they use.
+
+    Raises:
+      UserError: the message is about convolutions, or asks for a norm, which such layers do not have.
+    """
+    if proto.op != hyperparams_pb2.Hyperparams.FC:
+        raise UserError(f"{field}.op: found CONV, expected FC: these are fully connected layers")
+    norm = proto.WhichOneof("normalizer_oneof")
+    if norm is not None:
+        raise UserError(f"{field}.{norm}: the last layers of a network have no norm; remove it")
+    return ConvHyperparams(
+        initializer=build_initializer(proto.initializer, f"{field}.initializer"),
+        regularizer=build_regularizer(proto.regularizer),
+        activation="none",
+    )
+
+
 def build_regularizer(proto: hyperparams_pb2.Regularizer) -> Regularizer | None:
     """L1 is weight * sum(|w|); L2 is weight * sum(w^2) / 2, hence half of what tf_keras calls L2."""
     kind = proto.WhichOneof("regularizer_oneof")

@@ -30,14 +30,21 @@ class NeckSource(NamedTuple):
     scope: str
     levels: tuple[str, ...]  # those that this kind of neck may take, finest first
     tf2_scope: str  # in front of the neck's TF2 names
-    tf2_neck: str  # the attribute that holds the neck in TF2 checkpoints, where that differs between types
+    # The attribute that holds the neck in TF2 checkpoints, of a pyramid the list beside it, where types differ.
+    tf2_neck: str
     tf2_lists: tuple[str, ...]  # lists without variables that the extractor holds there where use_depthwise is set
     keras: bool  # a type of the OD API's TF2 half
     last_layer: int  # the number of the backbone's last layer, where names count on from it
+    layer_name: str  # in front of such numbers
 
 
-def build_multires(proto: ssd_pb2.SsdFeatureExtractor, source: NeckSource, hyperparams: ConvHyperparams) -> Neck:
-    """SSD's feature maps of many resolutions.
+def build_multires(
+    proto: ssd_pb2.SsdFeatureExtractor,
+    source: NeckSource,
+    hyperparams: ConvHyperparams,
+    extra: tuple[multires.FeatureMap, ...] = multires.SSD_EXTRA_MAPS,
+) -> Neck:
+    """SSD's feature maps of many resolutions: the backbone's levels, then the `extra` ones.
 
     Raises:
       UserError: the message asks for a feature pyramid, or for more maps than there are.
@@ -45,7 +52,7 @@ def build_multires(proto: ssd_pb2.SsdFeatureExtractor, source: NeckSource, hyper
     if proto.WhichOneof("feature_pyramid_oneof"):
         raise UserError(f"{AT}.{proto.WhichOneof('feature_pyramid_oneof')}: {proto.type} has no feature pyramid; "
                         "remove the field or choose another type")
-    layout = (*(multires.FeatureMap(level=level) for level in source.levels), *multires.SSD_EXTRA_MAPS)
+    layout = (*(multires.FeatureMap(level=level) for level in source.levels), *extra)
     if not 1 <= proto.num_layers <= len(layout):
         raise UserError(f"{AT}.num_layers: found {proto.num_layers}, expected 1 to {len(layout)}")
     layout = layout[: proto.num_layers]
@@ -91,6 +98,8 @@ def build_fpn(proto: ssd_pb2.SsdFeatureExtractor, source: NeckSource, hyperparam
         use_depthwise=proto.use_depthwise,
         pass_smoothed=source.keras,
         tf2_lists=source.tf2_lists if proto.use_depthwise else (),
+        layer_name=source.layer_name,
+        tf2_blocks=source.tf2_neck,
     )
     return Neck(levels, module, high - low + 1, _in_scope(source.tf2_scope, fpn.tf2_rules(proto.use_depthwise)))
 

@@ -7,12 +7,14 @@ from od_finetune.models import image_resizers
 from od_finetune.protos import image_resizer_pb2
 
 
-def build_resizer(proto: image_resizer_pb2.ImageResizer) -> image_resizers.Resizer:
-    """The image_resizer message's resizer."""
+def build_resizer(
+    proto: image_resizer_pb2.ImageResizer, field: str = "model.ssd.image_resizer"
+) -> image_resizers.Resizer:
+    """The image_resizer message's resizer; `field` is how an error names the message."""
     kind = proto.WhichOneof("image_resizer_oneof")
     if kind is None:
         raise UserError(
-            "model.ssd.image_resizer: found nothing, expected e.g. fixed_shape_resizer { height: 300 width: 300 }"
+            f"{field}: found nothing, expected e.g. fixed_shape_resizer {{ height: 300 width: 300 }}"
         )
     message = getattr(proto, kind)
     if kind == "identity_resizer":

@@ -16,6 +16,7 @@ import tf_keras
 from od_finetune.errors import UserError
 
 Regularizer = Callable[[tf.Tensor], tf.Tensor]
+KernelSize = int | tuple[int, int]  # of a square window, or height and width
 
 # Keras's name of a weight -> the leaf of its canonical (TF1) name; what is not here keeps its name.
 _LEAVES = {
@@ -122,11 +123,13 @@ class ConvUnit(tf.Module):
       scope: canonical scope of the convolution; the norm is `<scope>/BatchNorm` or `<scope>/GroupNorm`.
       hyperparams: initialiser, regulariser, norm and activation.
       filters: output channels; None makes it depthwise.
-      kernel_size, stride: of the (square) window.
+      kernel_size, stride: of the window.
       explicit_padding: pad by the kernel's size first, whatever the size of the input; see `fixed_padding`.
       activate: False leaves the activation out (a linear bottleneck).
       separable: depthwise, then 1x1 to `filters`, as one layer with nothing in between.
+      padding: `same`, or `valid` for none; not with `explicit_padding`.
       rate: of the dilation (atrous convolution); only at stride 1.
+      depth_multiplier: of a separable convolution, channels that its depthwise half makes of one.
     """
 
     def __init__(
@@ -134,12 +137,14 @@ class ConvUnit(tf.Module):
         scope: str,
         hyperparams: ConvHyperparams,
         filters: int | None,
-        kernel_size: int = 1,
+        kernel_size: KernelSize = 1,
         stride: int = 1,
         explicit_padding: bool = False,
         activate: bool = True,
         separable: bool = False,
+        padding: str = "same",
         rate: int = 1,
+        depth_multiplier: int = 1,
     ):
         super().__init__()
         self._padding = rate * (kernel_size - 1) + 1 if explicit_padding and kernel_size > 1 else 0
@@ -149,10 +154,11 @@ class ConvUnit(tf.Module):
             filters,
             kernel_size,
             stride,
-            padding="valid" if self._padding else "same",
+            padding="valid" if self._padding else padding,
             use_bias=hyperparams.norm is None or hyperparams.force_use_bias,
             separable=separable,
             rate=rate,
+            depth_multiplier=depth_multiplier,
         )
         self.norm = norm_layer(scope, hyperparams.norm)
         self._activation = ACTIVATIONS[hyperparams.activation] if activate else None
@@ -170,13 +176,14 @@ def conv_layer(
     scope: str,
     hyperparams: ConvHyperparams,
     filters: int | None,
-    kernel_size: int,
+    kernel_size: KernelSize,
     stride: int = 1,
     padding: str = "same",
     use_bias: bool = True,
     bias_init: float = 0.0,
     separable: bool = False,
     rate: int = 1,
+    depth_multiplier: int = 1,
 ) -> tf_keras.layers.Layer:
     """A bare convolution named `scope`; depthwise where `filters` is None, depthwise and 1x1 where `separable`."""
     shared = dict(
@@ -200,6 +207,7 @@ def conv_layer(
         return tf_keras.layers.SeparableConv2D(
             filters,
             kernel_size,
+            depth_multiplier=depth_multiplier,
             depthwise_initializer=hyperparams.initializer(),
             depthwise_regularizer=hyperparams.depthwise_regularizer,
             pointwise_initializer=tf_keras.initializers.GlorotUniform() if plain else hyperparams.initializer(),
@@ -212,6 +220,13 @@ def conv_layer(
         kernel_initializer=hyperparams.initializer(),
         kernel_regularizer=hyperparams.regularizer,
         **shared,
+    )
+
+
+def dense_layer(scope: str, hyperparams: ConvHyperparams, units: int) -> tf_keras.layers.Dense:
+    """A bare fully connected layer named `scope`."""
+    return tf_keras.layers.Dense(
+        units, kernel_initializer=hyperparams.initializer(), kernel_regularizer=hyperparams.regularizer, name=scope
     )
 
 

@@ -38,6 +38,11 @@ def backbone_stages(blocks: Iterable[Block]) -> list[Stage]:
     return stages
 
 
+def block_stages(blocks: Iterable[Block]) -> list[Stage]:
+    """A stage per block, under its own names: of what comes after the backbone's first stage."""
+    return [Stage((block.name, *block.aliases), _variables(block.module)) for block in blocks]
+
+
 def part_stage(name: str, module: tf.Module) -> list[Stage]:
     """The one stage that a neck or a head is; none where it has no variables."""
     variables = _variables(module)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras
+from goldens import everyday
 from google.protobuf import text_format
 
 from od_finetune.config import detector as config
@@ -76,6 +78,25 @@ def test_unknown_extractor_names_the_nearest():
         extractor('type: "ssd_mobilenetv2"')
 
 
+def test_extractor_without_hyperparams_of_its_own():
+    with pytest.raises(UserError, match="override_base_feature_extractor_hyperparams: found false"):
+        extractor("type: 'ssd_inception_v3'")
+
+
+@pytest.mark.parametrize(
+    ("kind", "maps"),
+    [
+        ("ssd_inception_v2", {"Mixed_5c_2_Conv2d_2_3x3_s2_512", "Mixed_5c_2_Conv2d_5_3x3_s2_128"}),
+        ("ssd_inception_v3", {"Mixed_7c_2_Conv2d_3_3x3_s2_512", "Mixed_7c_2_Conv2d_5_3x3_s2_128"}),
+    ],
+)
+def test_maps_on_top_of_inception(kind, maps):
+    built = extractor(f"type: '{kind}' override_base_feature_extractor_hyperparams: true")
+    assert built.num_maps == 6
+    built.neck({level: tf.zeros([1, 2, 2, 1]) for level in built.backbone.levels})
+    assert maps <= {scope.rpartition("/")[2] for scope in weighted_layers(built.neck)}
+
+
 def test_extractor_refuses_what_it_does_not_have():
     with pytest.raises(UserError, match="feature_extractor.fpn"):
         extractor('type: "ssd_mobilenet_v1" fpn {}')
@@ -83,7 +104,10 @@ def test_extractor_refuses_what_it_does_not_have():
         extractor('type: "ssd_mobilenet_v1" num_layers: 7')
 
 
-@pytest.mark.parametrize("kind", sorted(TABLE))
+KINDS = sorted(kind for kind in TABLE if TABLE[kind].defaults)
+
+
+@pytest.mark.parametrize("kind", everyday(KINDS, [kind for kind in KINDS if "resnet1" not in kind]))
 @pytest.mark.parametrize("override", [False, True])
 def test_base_hyperparams(kind, override):
     text = f'type: "{kind}" override_base_feature_extractor_hyperparams: {str(override).lower()}'
@@ -91,9 +115,11 @@ def test_base_hyperparams(kind, override):
     images = np.zeros((1, 32, 32, 3), np.float32)
     built.neck(built.backbone(images))
     first = next(module for module in built.backbone.submodules if hasattr(module, "momentum"))
-    assert first.momentum == (0.5 if override else TABLE[kind].defaults.norm.decay)
-    # Without override, and always in slim's V2 and in EfficientNet-Lite, gamma is learnt; the config's norm has none.
-    always = kind in ("ssd_mobilenet_v2", "ssd_mobilenet_v2_fpn") or "efficientnet_lite" in kind
+    is_slims_resnet = "resnet" in kind and not kind.endswith("keras")
+    assert first.momentum == (0.5 if override and not is_slims_resnet else TABLE[kind].defaults.norm.decay)
+    # Without override, and always in slim's V2 and ResNets and in EfficientNet-Lite, gamma is learnt; the config's norm
+    # has none.
+    always = kind in ("ssd_mobilenet_v2", "ssd_mobilenet_v2_fpn") or "efficientnet_lite" in kind or is_slims_resnet
     assert first.scale == (not override or always)
     extra = next(module for module in built.neck.submodules if hasattr(module, "momentum"))
     assert extra.momentum == 0.5 and not extra.scale

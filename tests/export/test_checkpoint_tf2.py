@@ -17,7 +17,11 @@ from od_finetune.errors import UserError
 from od_finetune.export import checkpoint_tf2
 
 SSD = "tf2_ssd_mobilenet_v2_320x320_coco17_tpu-8"
-PYRAMIDS = ["tf2_ssd_mobilenet_v2_fpnlite_320x320_coco17_tpu-8", "tf2_ssd_mobilenet_v1_fpn_640x640_coco17_tpu-8"]
+PYRAMIDS = [
+    "tf2_ssd_mobilenet_v2_fpnlite_320x320_coco17_tpu-8",
+    "tf2_ssd_mobilenet_v1_fpn_640x640_coco17_tpu-8",
+    "tf2_ssd_resnet50_v1_fpn_640x640_coco17_tpu-8",
+]
 
 
 class Golden:

@@ -41,6 +41,7 @@ def _mobilenet_v1_fpn(keras: bool) -> Row:
         neck=necks.build_fpn,
         levels=("Conv2d_3_pointwise", "Conv2d_5_pointwise", "Conv2d_11_pointwise", "Conv2d_13_pointwise"),
         tf2_scope="ssd_mobile_net_v1_fpn_keras_feature_extractor",
+        tf2_neck="_feature_blocks",
     )
 
 
@@ -61,6 +62,7 @@ def _mobilenet_v2_fpn(keras: bool) -> Row:
         neck=necks.build_fpn,
         levels=("layer_4", "layer_7", "layer_14", "layer_19"),
         tf2_scope="ssd_mobile_net_v2_fpn_keras_feature_extractor",
+        tf2_neck="_feature_blocks",
         # TF1's FPNLite has a narrow last convolution; TF2 leaves it as it is.
         lite={} if keras else {"last_filters": 256},
         tf2_lists=("_conv_defs",),

@@ -12,6 +12,7 @@ from od_finetune.fields import ObjectTree
 from od_finetune.models import tf2_objects
 from od_finetune.models.layers import ACTIVATIONS, SLIM_VARIANCE, BatchNorm, ConvHyperparams, ConvUnit
 from od_finetune.models.stages import Block
+from od_finetune.names import Vocabulary
 
 UNITS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}  # of blocks 1 to 4, by the number of layers
 _BASE_FILTERS = (64, 128, 256, 512)  # of a bottleneck's inner convolutions; its output has four times as many
@@ -46,9 +47,20 @@ TF2_RULES = [
 
 
 def override(hyperparams: ConvHyperparams, keras: bool) -> ConvHyperparams:
-    """What `override_base_feature_extractor_hyperparams` makes of the config's hyperparams for the backbone."""
-    del keras  # both halves take them as they are; see ResnetV1's `keras` for the activation of the sums
-    return hyperparams
+    """What `override_base_feature_extractor_hyperparams` makes of the config's hyperparams for the backbone.
+
+    In TF1 slim's definition of the network still decides the norm's decay, epsilon and scale. See ResnetV1's `keras`
+    for the activation of the sums.
+    """
+    if keras:
+        return hyperparams._replace(force_use_bias=False)
+    if not isinstance(hyperparams.norm, BatchNorm):
+        return hyperparams
+    own = {field: getattr(DEFAULTS.norm, field) for field in ("decay", "epsilon", "scale")}
+    return hyperparams._replace(norm=hyperparams.norm._replace(**own))
+
+
+VOCABULARIES: tuple[Vocabulary, ...] = ()
 
 
 class Bottleneck(tf.Module):
@@ -95,7 +107,8 @@ class Bottleneck(tf.Module):
         """Its layers in the object graph of the OD API's TF2 checkpoints, sorted as Keras sorts a model's layers: by
         their distance from the output."""
         conv3, norm3 = tf2_objects.unit(self.conv3)
-        nodes = tf2_objects.unit(self.conv1) + tf2_objects.unit(self.conv2)
+        # The 3x3 convolution has no stride in Keras, and so no padding layer.
+        nodes = tf2_objects.unit(self.conv1) + tf2_objects.unit(self.conv2)[-3:]
         if self.shortcut is None:
             return [*nodes, conv3, norm3, {}, {}]
         shortcut, norm = tf2_objects.unit(self.shortcut)
@@ -122,6 +135,7 @@ class ResnetV1(tf.Module):
       hyperparams: of every layer.
       levels: names of the feature levels that are wanted; blocks above the last are not built.
       depth_multiplier, min_depth: of the filters.
+      explicit_padding: where a convolution has a stride, its padding is explicit anyway; there is no other way.
       num_layers: 50, 101 or 152.
       first_block: above 1, the input is that block's, e.g. crops of the level below it, and there is no root.
       entry_stride: of that first block.
@@ -139,6 +153,7 @@ class ResnetV1(tf.Module):
         levels: tuple[str, ...],
         depth_multiplier: float = 1.0,
         min_depth: int = 8,
+        explicit_padding: bool = False,
         *,
         num_layers: int = 50,
         first_block: int = 1,
@@ -148,6 +163,7 @@ class ResnetV1(tf.Module):
         pad_pooling: bool = False,
     ):
         super().__init__()
+        del explicit_padding
         self._levels = tuple(levels)
         self._pad_pooling = pad_pooling
         self._plans = _plan_blocks(self._levels, first_block, entry_stride, output_stride)
