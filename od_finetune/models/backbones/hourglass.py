@@ -194,6 +194,7 @@ class Hourglass(tf.Module):
         self._first = _Convolution(f"{scope}/downsample/conv_block", hyperparams, architecture.first, 7, 2)
         self._second = _Residual(f"{scope}/downsample/residual_block", hyperparams, filters[0], 2, project=True)
         count = range(architecture.hourglasses)
+        self.levels = tuple(f"hourglass_{index}" for index in count)
         self._hourglasses = [
             _Hourglass(f"{scope}/hourglass_{index}", hyperparams, filters, architecture.blocks) for index in count
         ]
