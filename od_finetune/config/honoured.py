@@ -153,14 +153,16 @@ HONOURED: dict[str, str] = {
     # Data
     "InputReader": "label_map_path shuffle shuffle_buffer_size filenames_shuffle_buffer_size num_epochs "
     "sample_1_of_n_examples num_readers num_prefetch_batches read_block_length drop_remainder max_number_of_boxes "
-    "use_display_name tf_record_input_reader sample_from_datasets_weights",
+    "use_display_name tf_record_input_reader sample_from_datasets_weights num_keypoints load_instance_masks mask_type "
+    "load_dense_pose load_track_id load_keypoint_depth_features use_keypoint_label_map",
     "TFRecordInputReader": ALL,
     "StringIntLabelMap": ALL,
-    "StringIntLabelMapItem": "name id display_name",
+    "StringIntLabelMapItem": "name id display_name keypoints",
+    "StringIntLabelMapItem.KeypointMap": ALL,
     # Augmentation steps
-    "RandomHorizontalFlip": "probability",
-    "RandomVerticalFlip": "probability",
-    "RandomRotation90": "probability",
+    "RandomHorizontalFlip": ALL,
+    "RandomVerticalFlip": ALL,
+    "RandomRotation90": ALL,
     "RandomPixelValueScale": ALL,
     "RandomRGBtoGray": ALL,
     "RandomAdjustBrightness": ALL,
@@ -203,7 +205,6 @@ HONOURED: dict[str, str] = {
 _BATCHES_BY_TF_DATA = "tf.data tunes its own parallelism and buffers"
 _ONE_MACHINE = "training runs in one process"
 _SAME_RESULT = "another way to compute the same result"
-_NO_KEYPOINTS = "records are read without keypoints"
 _LOSS_FORM = "the detector asks each loss for the form it needs"
 
 WITHOUT_EFFECT: dict[str, dict[str, str]] = {
@@ -255,9 +256,6 @@ WITHOUT_EFFECT: dict[str, dict[str, str]] = {
         "num_parallel_map_calls": _BATCHES_BY_TF_DATA,
         "include_source_id": "the source id is always kept",
     },
-    "RandomHorizontalFlip": {"keypoint_flip_permutation": _NO_KEYPOINTS},
-    "RandomVerticalFlip": {"keypoint_flip_permutation": _NO_KEYPOINTS},
-    "RandomRotation90": {"keypoint_rot_permutation": _NO_KEYPOINTS},
     "StringIntLabelMapItem": {"frequency": "a note on the data set", "instance_count": "a note on the data set"},
 }
 
@@ -282,13 +280,10 @@ UNHONOURED: dict[str, str] = {
     "ParameterizedMetric": ALL,
     "CocoKeypointMetrics": ALL,
     "KeypointEdge": ALL,
-    "InputReader": "num_additional_channels num_keypoints keypoint_type_weight load_multiclass_scores "
-    "load_context_features load_context_image_ids load_instance_masks mask_type load_dense_pose load_track_id "
-    "load_keypoint_depth_features input_type frame_index use_keypoint_label_map external_input_reader "
-    "expand_labels_hierarchy",
+    "InputReader": "num_additional_channels keypoint_type_weight load_multiclass_scores load_context_features "
+    "load_context_image_ids input_type frame_index external_input_reader expand_labels_hierarchy",
     "ExternalInputReader": ALL,
-    "StringIntLabelMapItem": "keypoints ancestor_ids descendant_ids",
-    "StringIntLabelMapItem.KeypointMap": ALL,
+    "StringIntLabelMapItem": "ancestor_ids descendant_ids",
     "ExperimentalModel": ALL,
     "GraphRewriter": ALL,
     "Quantization": ALL,

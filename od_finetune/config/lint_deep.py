@@ -16,6 +16,7 @@ from od_finetune.config import (
     evaluation,
     extractors,
     heads,
+    lint_checks,
     lint_files,
     restore,
     training,
@@ -99,13 +100,15 @@ def _train(config: TrainEvalPipelineConfig, steps: Iterable[preprocessor_pb2.Pre
         name = step.WhichOneof("preprocessing_step")
         if name is None or name in TABLE:
             path = f"train_config.data_augmentation_options[{index}]"
-            yield path, partial(_augmentation, step, index, config.model.ssd.num_classes)
+            yield path, partial(_augmentation, step, index, config)
     yield from _reader("train_input_reader", config.train_input_reader, partial(check_reader, train_config=settings))
 
 
-def _augmentation(step: preprocessor_pb2.PreprocessingStep, index: int, num_classes: int) -> None:
+def _augmentation(
+    step: preprocessor_pb2.PreprocessingStep, index: int, config: TrainEvalPipelineConfig
+) -> None:
     try:
-        build_augmentation([step], num_classes)
+        build_augmentation([step], lint_checks.num_classes(config), config.train_input_reader.num_keypoints)
     except UserError as error:
         text = str(error).replace("data_augmentation_options[0]", f"data_augmentation_options[{index}]")
         raise UserError(text) from None
