@@ -16,7 +16,7 @@ from od_finetune.models.layers import BatchNorm, ConvHyperparams
 from od_finetune.models.necks.decoders import Deconvolutions, TopDown
 from od_finetune.models.necks.levels import Levels
 from od_finetune.models.normalization import IDENTITY, ChannelNormalization, Normalization
-from od_finetune.names import nearest
+from od_finetune.names import Vocabulary, nearest
 from od_finetune.protos import center_net_pb2
 
 AT = "model.center_net.feature_extractor"
@@ -38,6 +38,7 @@ class Row(NamedTuple):
     """One feature extractor type."""
 
     build: Callable[[Proto], Extractor]
+    vocabularies: tuple[Vocabulary, ...] = ()  # of published classification nets
     then: Normalization = IDENTITY  # of pixel values, after channel_means and channel_stds
     then_reverse: bool = False  # see ChannelNormalization
     options: tuple[str, ...] = ()  # the fields that this type has beside those of all types
@@ -78,7 +79,7 @@ def _resnet_v1_fpn(num_layers: int) -> Row:
             vocabularies=resnet_v1.VOCABULARIES,
         )
 
-    return Row(build, _CAFFE, then_reverse=True)
+    return Row(build, resnet_v1.VOCABULARIES, _CAFFE, then_reverse=True)
 
 
 def _resnet_v2(num_layers: int) -> Row:
@@ -97,7 +98,7 @@ def _resnet_v2(num_layers: int) -> Row:
             vocabularies=resnet_v2.VOCABULARIES,
         )
 
-    return Row(build, _SYMMETRIC)
+    return Row(build, resnet_v2.VOCABULARIES, _SYMMETRIC)
 
 
 def _mobilenet_v2(proto: Proto) -> Extractor:
@@ -139,7 +140,8 @@ def _mobilenet_v2_fpn(separable: bool) -> Row:
             vocabularies=mobilenet_v2.VOCABULARIES,
         )
 
-    return Row(build, _SYMMETRIC, options=("depth_multiplier", "use_separable_conv", "upsampling_interpolation"))
+    options = ("depth_multiplier", "use_separable_conv", "upsampling_interpolation")
+    return Row(build, mobilenet_v2.VOCABULARIES, _SYMMETRIC, options=options)
 
 
 TABLE: dict[str, Row] = {
@@ -148,7 +150,7 @@ TABLE: dict[str, Row] = {
     "resnet_v1_101_fpn": _resnet_v1_fpn(101),
     "resnet_v2_50": _resnet_v2(50),
     "resnet_v2_101": _resnet_v2(101),
-    "mobilenet_v2": Row(_mobilenet_v2, _SYMMETRIC),
+    "mobilenet_v2": Row(_mobilenet_v2, mobilenet_v2.VOCABULARIES, _SYMMETRIC),
     "mobilenet_v2_fpn": _mobilenet_v2_fpn(separable=False),
     "mobilenet_v2_fpn_sep_conv": _mobilenet_v2_fpn(separable=True),
 }

@@ -24,6 +24,10 @@ def build_center_net(proto: center_net_pb2.CenterNet) -> CenterNet:
         raise UserError(f"{AT}.num_classes: found {proto.num_classes}, expected at least 1")
     extractor, normalize = build_extractor(proto.feature_extractor)
     has_nms = proto.post_processing.HasField("batch_non_max_suppression")
+    for name, _ in proto.post_processing.ListFields():
+        if name.name != "batch_non_max_suppression":
+            raise UserError(f"{AT}.post_processing.{name.name}: a CenterNet's scores are the heat maps' as they are; "
+                            "remove the field (only batch_non_max_suppression acts)")
     return CenterNet(
         extractor,
         build_center(proto),

@@ -16,7 +16,8 @@ from od_finetune.boxes import (
     center_tracking,
 )
 from od_finetune.config.boxes import build_classification_loss, build_localization_loss
-from od_finetune.config.label_map import ClassKeypoints, load_keypoints
+from od_finetune.config.label_map import load_label_map
+from od_finetune.data.label_map import Label
 from od_finetune.errors import UserError
 from od_finetune.models.detectors.center_keypoint_tasks import KeypointOptions, KeypointPart, KeypointTasks
 from od_finetune.models.detectors.center_more_tasks import DensePose, Masks, TemporalOffsets, TrackClassifier, Tracks
@@ -88,11 +89,11 @@ def keypoint_centers(proto: CenterNetProto) -> KeypointCenters | None:
         return None
     if len(tasks) != 1:
         raise UserError(f"{field}: found {len(tasks)} keypoint_estimation_task, expected one, whose keypoints it weighs")
-    keypoints = _class_keypoints(proto, 0)
-    if len(weights) != len(keypoints.ids):
-        raise UserError(f"{field}: found {len(weights)} weights, expected {len(keypoints.ids)}, one per keypoint of "
-                        f"{tasks[0].keypoint_class_name!r}")
-    return KeypointCenters(keypoints.class_id - 1, keypoints.ids, weights)
+    label = _class_with_keypoints(proto, 0)
+    if len(weights) != len(label.keypoints):
+        raise UserError(f"{field}: found {len(weights)} weights, expected {len(label.keypoints)}, one per keypoint of "
+                        f"{label.name!r}")
+    return KeypointCenters(label.id - 1, tuple(index for index, _ in label.keypoints), weights)
 
 
 def _keypoints(proto: CenterNetProto) -> KeypointTasks:
@@ -107,34 +108,32 @@ def _keypoints(proto: CenterNetProto) -> KeypointTasks:
     return KeypointTasks(parts, total)
 
 
-def _class_keypoints(proto: CenterNetProto, index: int) -> ClassKeypoints:
+def _class_with_keypoints(proto: CenterNetProto, index: int) -> Label:
+    """The class of a keypoint task."""
     name = proto.keypoint_estimation_task[index].keypoint_class_name
     path = proto.keypoint_label_map_path
     if not path or "PATH_TO_BE_CONFIGURED" in path:
         raise UserError(f"{AT}.keypoint_label_map_path: found {path!r}, expected the label map that gives the keypoints "
                         f"of {name!r}: items with keypoints {{ id: 0 label: 'nose' }}")
-    known = load_keypoints(path)
+    known = {label.name: label for label in load_label_map(path).check(proto.num_classes).labels if label.keypoints}
     if name not in known:
         like = nearest(name, known) or sorted(known)
         raise UserError(f"{AT}.keypoint_estimation_task[{index}].keypoint_class_name: found {name!r}, expected a class "
                         f"with keypoints in {path}: {', '.join(like) or 'there is none'}")
-    if known[name].class_id > proto.num_classes:
-        raise UserError(f"{path}: the id of {name!r} is {known[name].class_id}, but {AT}.num_classes is "
-                        f"{proto.num_classes}")
     return known[name]
 
 
 def _keypoint_part(proto: CenterNetProto, index: int) -> KeypointPart:
     task, field = proto.keypoint_estimation_task[index], f"{AT}.keypoint_estimation_task[{index}]"
-    keypoints = _class_keypoints(proto, index)
-    unknown = sorted(set(task.keypoint_label_to_std) - set(keypoints.labels))
-    if unknown:
-        raise UserError(f"{field}.keypoint_label_to_std: found {', '.join(unknown)}, expected labels of keypoints: "
-                        f"{', '.join(keypoints.labels)}")
-    std_devs = tuple(task.keypoint_label_to_std.get(label, _STD_DEV) for label in keypoints.labels)
+    label = _class_with_keypoints(proto, index)
+    ids, names = zip(*label.keypoints, strict=True)
+    if unknown := sorted(set(task.keypoint_label_to_std) - set(names)):
+        raise UserError(f"{field}.keypoint_label_to_std: found {', '.join(unknown)}, expected keypoints of "
+                        f"{label.name!r}: {', '.join(names)}")
+    std_devs = tuple(dict(task.keypoint_label_to_std).get(name, _STD_DEV) for name in names)
     targets = center_keypoints.Keypoints(
-        keypoints.class_id - 1,
-        keypoints.ids,
+        label.id - 1,
+        ids,
         std_devs,
         build_classification_loss(task.loss.classification_loss),
         _point_loss(task.loss.localization_loss, f"{field}.loss.localization_loss"),
@@ -150,7 +149,7 @@ def _keypoint_part(proto: CenterNetProto, index: int) -> KeypointPart:
         task.task_name,
         targets,
         _keypoint_decoder(task, std_devs, proto.HasField("object_detection_task")),
-        _keypoint_options(task, len(keypoints.ids), field),
+        _keypoint_options(task, len(ids), field),
         task.clip_out_of_frame_keypoints,
         task.rescore_instances,
         task.rescoring_threshold,

@@ -177,7 +177,7 @@ class _Intermediate(tf.Module):
 
 
 class Hourglass(tf.Module):
-    """Feature levels `hourglass_0`, `hourglass_1`, ..., all at stride 4: the outputs of hourglasses one after the other.
+    """Feature levels `hourglass_0`, `hourglass_1`, ..., all at stride 4: the outputs of hourglasses one after another.
 
     The input's height and width have to be multiples of `multiple`.
 
