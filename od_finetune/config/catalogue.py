@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from od_finetune.config import extractors, two_stage_extractors
+from od_finetune.config import center_extractors, extractors, two_stage_extractors
 from od_finetune.config.families import efficientnet_lite
 from od_finetune.names import Vocabulary
 
@@ -27,11 +27,13 @@ _TABLES: dict[str, Mapping[str, Any]] = {"ssd": extractors.TABLE, "faster_rcnn":
 
 def kinds() -> list[Kind]:
     """All of them, by detector and name."""
-    return [
+    found = [
         Kind(kind, detector, _half(kind, table[kind].keras), _names(table[kind].family.vocabularies))
         for detector, table in _TABLES.items()
         for kind in sorted(table)
     ]
+    centers = center_extractors.TABLE
+    return found + [Kind(kind, "center_net", "TF2", _names(centers[kind].vocabularies)) for kind in sorted(centers)]
 
 
 def _half(kind: str, keras: bool) -> str:

@@ -27,3 +27,22 @@ EFFICIENTNET_LITE = Normalization(1.0 / 128.0, -127.0 / 128.0)  # (x - 127) / 12
 # The mean colour of ImageNet as (red, green, blue), for nets that follow Caffe's ResNets and VGG (Simonyan & Zisserman
 # 2015). Caffe's own nets want blue first; slim's and the OD API's take red first.
 IMAGENET_MEANS = Normalization(1.0, (-123.68, -116.779, -103.939))
+
+IDENTITY = Normalization(1.0, 0.0)
+
+
+class ChannelNormalization(NamedTuple):
+    """CenterNet's: every channel by a mean and a deviation of its own, then what the backbone's weights expect."""
+
+    means: tuple[float, ...] = (0.0, 0.0, 0.0)
+    deviations: tuple[float, ...] = (1.0, 1.0, 1.0)
+    reverse: bool = False  # blue, green, red before that; means and deviations are in this order then
+    then: Normalization = IDENTITY
+    then_reverse: bool = False  # the order of the channels, before `then`
+
+    def __call__(self, images: tf.Tensor) -> tf.Tensor:
+        """`[..., 3]` of any type -> float32 of the same shape."""
+        images = tf.cast(images, tf.float32)
+        images = images[..., ::-1] if self.reverse else images
+        images = (images - tf.constant(self.means)) / tf.constant(self.deviations)
+        return self.then(images[..., ::-1] if self.then_reverse else images)
