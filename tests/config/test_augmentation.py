@@ -199,7 +199,7 @@ def test_remap_and_drop() -> None:
 def test_permutations_fit_the_number_of_keypoints(text: str, found: str) -> None:
     options = [text_format.Parse(text, preprocessor_pb2.PreprocessingStep())]
     assert len(build_augmentation(options, 3)) == 1
-    expected = rf"^data_augmentation_options\[0\]\.random_\w+: keypoint_\w+ {found}, expected each number of 0 to 2 once"
+    expected = rf"options\[0\]\.random_\w+: keypoint_\w+ {found}, expected each number of 0 to 2 once"
     with pytest.raises(UserError, match=expected):
         build_augmentation(options, 3, num_keypoints=3)
 
