@@ -18,6 +18,16 @@ TYPES: tuple[dict[str, str], ...] = (
     {TF1: "ssd_mobilenet_v2", TF2: "ssd_mobilenet_v2_keras"},
     {TF1: "ssd_mobilenet_v1_fpn", TF2: "ssd_mobilenet_v1_fpn_keras"},
     {TF1: "ssd_mobilenet_v2_fpn", TF2: "ssd_mobilenet_v2_fpn_keras"},
+    {TF1: "embedded_ssd_mobilenet_v1"},
+    {TF1: "ssd_mobilenet_v1_ppn"},
+    {TF1: "ssd_mobilenet_v2_mnasfpn"},
+    {TF1: "ssd_mobilenet_v3_large"},
+    {TF1: "ssd_mobilenet_v3_small"},
+    {TF1: "ssd_mobilenet_edgetpu"},
+    {TF1: "ssd_mobiledet_cpu"},
+    {TF1: "ssd_mobiledet_dsp"},
+    {TF1: "ssd_mobiledet_edgetpu"},
+    {TF1: "ssd_mobiledet_gpu"},
 )
 
 _FIRST_EXTENSION = 1000  # numbers of fields that the OD API does not have
@@ -55,9 +65,9 @@ def for_installation(config: TrainEvalPipelineConfig, half: str) -> tuple[TrainE
 
 def _counterpart(kind: str, half: str) -> str:
     for row in TYPES:
-        if kind in row.values():
+        if kind in row.values() and half in row:
             return row[half]
-    known = ", ".join(sorted(name for row in TYPES for name in row.values()))
+    known = ", ".join(sorted(name for row in TYPES if half in row for name in row.values()))
     raise UserError(
         f"model.ssd.feature_extractor.type: {kind!r} has no counterpart in the {half.upper()} half of the OD API, so "
         f"no installation of it could use the checkpoint; these have: {known}"
