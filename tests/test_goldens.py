@@ -27,6 +27,7 @@ from od_finetune.models.detectors.ssd import SSD
 from od_finetune.protos import model_pb2
 
 GOLDENS = (
+    "tf1_embedded_ssd_mobilenet_v1_coco",
     "tf1_facessd_mobilenet_v2_quantized_320x320_open_image_v4",
     "tf1_ssd_inception_v2_coco",
     "tf1_ssd_inception_v2_pets",
@@ -39,12 +40,20 @@ GOLDENS = (
     "tf1_ssd_mobilenet_v1_focal_loss_pets_inference",
     "tf1_ssd_mobilenet_v1_fpn_shared_box_predictor_640x640_coco14_sync",
     "tf1_ssd_mobilenet_v1_pets",
+    "tf1_ssd_mobilenet_v1_ppn_shared_box_predictor_300x300_coco14_sync",
     "tf1_ssd_mobilenet_v2_coco",
     "tf1_ssd_mobilenet_v2_fpnlite_quantized_shared_box_predictor_256x256_depthmultiplier_75_coco14_sync",
+    "tf1_ssd_mobilenet_v2_mnasfpn_shared_box_predictor_320x320_coco_sync",
     "tf1_ssd_mobilenet_v2_quantized_300x300_coco",
     "tf1_ssd_mobilenet_v2_fullyconv_coco",
     "tf1_ssd_resnet50_v1_fpn_shared_box_predictor_640x640_coco14_sync",
+    "tf1_ssdlite_mobiledet_cpu_320x320_coco_sync_4x4",
+    "tf1_ssdlite_mobiledet_edgetpu_320x320_coco_sync_4x4",
+    "tf1_ssdlite_mobiledet_gpu_320x320_coco_sync_4x4",
+    "tf1_ssdlite_mobilenet_edgetpu_320x320_coco",
+    "tf1_ssdlite_mobilenet_edgetpu_320x320_coco_quant",
     "tf1_ssdlite_mobilenet_v2_coco",
+    "tf1_ssdlite_mobilenet_v3_large_320x320_coco",
     "tf2_ssd_mobilenet_v1_fpn_640x640_coco17_tpu-8",
     "tf2_ssd_mobilenet_v2_320x320_coco17_tpu-8",
     "tf2_ssd_mobilenet_v2_fpnlite_320x320_coco17_tpu-8",

@@ -14,7 +14,6 @@ from od_finetune.config.augmentation import TABLE, build_augmentation
 from od_finetune.config.datasets import check_reader
 from od_finetune.config.finding import ERROR, Finding
 from od_finetune.config.label_map import load_label_map
-from od_finetune.config.lint_checks import num_classes
 from od_finetune.config.lint_parts import PARTS, Build
 from od_finetune.errors import UserError
 from od_finetune.protos import input_reader_pb2, model_pb2, preprocessor_pb2
