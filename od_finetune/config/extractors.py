@@ -8,7 +8,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from od_finetune.config import necks
-from od_finetune.config.families import efficientnet_lite, mobilenet
+from od_finetune.config.families import efficientnet, efficientnet_lite, mobilenet
 from od_finetune.config.hyperparams import build_hyperparams
 from od_finetune.config.rows import Row
 from od_finetune.errors import UserError
@@ -17,6 +17,7 @@ from od_finetune.names import Rules, Vocabulary, nearest
 from od_finetune.protos import ssd_pb2
 
 TABLE: dict[str, Row] = {
+    **efficientnet.ROWS,
     **efficientnet_lite.ROWS,
     **mobilenet.ROWS,
 }

@@ -39,8 +39,9 @@ HONOURED: dict[str, str] = {
     "explicit_background_class",
     "SsdFeatureExtractor": "type depth_multiplier min_depth conv_hyperparams "
     "override_base_feature_extractor_hyperparams pad_to_multiple use_explicit_padding use_depthwise num_layers "
-    "fpn",
+    "fpn bifpn",
     "FeaturePyramidNetworks": ALL,
+    "BidirectionalFeaturePyramidNetworks": ALL,
     "BoxPredictor": "convolutional_box_predictor weight_shared_convolutional_box_predictor",
     "ConvolutionalBoxPredictor": ALL,
     "ConvolutionalBoxPredictor.BoxEncodingsClipRange": ALL,
@@ -266,8 +267,7 @@ UNHONOURED: dict[str, str] = {
     "DetectionModel": "faster_rcnn experimental_model center_net",
     "Ssd": "use_confidences_as_targets implicit_example_weight mask_head_config",
     "Ssd.MaskHead": ALL,
-    "SsdFeatureExtractor": "bifpn replace_preprocessor_with_placeholder spaghettinet_arch_name",
-    "BidirectionalFeaturePyramidNetworks": ALL,
+    "SsdFeatureExtractor": "replace_preprocessor_with_placeholder spaghettinet_arch_name",
     "BoxPredictor": "mask_rcnn_box_predictor rfcn_box_predictor",
     "MaskRCNNBoxPredictor": ALL,
     "RfcnBoxPredictor": ALL,

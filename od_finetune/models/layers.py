@@ -33,6 +33,7 @@ _WEIGHT_ATTRIBUTES = (
     "beta",
     "moving_mean",
     "moving_variance",
+    "bifpn_combine_weights",
 )
 
 
@@ -75,6 +76,7 @@ ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor] | None] = {
     "relu": tf.nn.relu,
     "relu6": tf.nn.relu6,
     "swish": tf.nn.silu,
+    "sigmoid": tf.nn.sigmoid,
 }
 
 
