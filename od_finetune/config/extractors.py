@@ -9,7 +9,15 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from od_finetune.config import necks
-from od_finetune.config.families import efficientnet_lite, inception, mobiledet, mobilenet, mobilenet_v3, resnet
+from od_finetune.config.families import (
+    efficientnet,
+    efficientnet_lite,
+    inception,
+    mobiledet,
+    mobilenet,
+    mobilenet_v3,
+    resnet,
+)
 from od_finetune.config.hyperparams import build_hyperparams
 from od_finetune.config.rows import Row
 from od_finetune.errors import UserError
@@ -20,6 +28,7 @@ from od_finetune.protos import ssd_pb2
 logger = logging.getLogger(__name__)
 
 TABLE: dict[str, Row] = {
+    **efficientnet.ROWS,
     **efficientnet_lite.ROWS,
     **inception.ROWS,
     **mobiledet.ROWS,

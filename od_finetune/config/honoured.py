@@ -39,8 +39,9 @@ HONOURED: dict[str, str] = {
     "explicit_background_class",
     "SsdFeatureExtractor": "type depth_multiplier min_depth conv_hyperparams "
     "override_base_feature_extractor_hyperparams pad_to_multiple use_explicit_padding use_depthwise num_layers "
-    "fpn",
+    "fpn bifpn",
     "FeaturePyramidNetworks": ALL,
+    "BidirectionalFeaturePyramidNetworks": ALL,
     # Faster R-CNN
     "FasterRcnn": "number_of_stages num_classes image_resizer feature_extractor first_stage_anchor_generator "
     "first_stage_atrous_rate first_stage_box_predictor_conv_hyperparams first_stage_box_predictor_kernel_size "
@@ -306,8 +307,7 @@ UNHONOURED: dict[str, str] = {
     "DetectionModel": "experimental_model",
     "Ssd": "use_confidences_as_targets implicit_example_weight mask_head_config",
     "Ssd.MaskHead": ALL,
-    "SsdFeatureExtractor": "bifpn replace_preprocessor_with_placeholder spaghettinet_arch_name",
-    "BidirectionalFeaturePyramidNetworks": ALL,
+    "SsdFeatureExtractor": "replace_preprocessor_with_placeholder spaghettinet_arch_name",
     "MaskRCNNBoxPredictor": "predict_keypoints",
     "Loss.EqualizationLoss": "weight",
     "ClassificationLoss": "weighted_dice_classification_loss",

@@ -34,6 +34,7 @@ _WEIGHT_ATTRIBUTES = (
     "beta",
     "moving_mean",
     "moving_variance",
+    "bifpn_combine_weights",
 )
 
 
