@@ -11,9 +11,10 @@ from od_finetune.models.backbones.mobilenet_v2 import divisible
 from od_finetune.models.layers import ConvHyperparams
 from od_finetune.models.necks import fpn, mnasfpn, multires, ppn
 from od_finetune.names import Rules
-from od_finetune.protos import ssd_pb2
+from od_finetune.protos import faster_rcnn_pb2, ssd_pb2
 
 AT = "model.ssd.feature_extractor"
+_TWO_STAGE_LEVELS = (2, 6)  # of a pyramid that no fpn message describes
 
 
 class Neck(NamedTuple):
@@ -123,30 +124,69 @@ def build_fpn(proto: ssd_pb2.SsdFeatureExtractor, source: NeckSource, hyperparam
     """
     if proto.WhichOneof("feature_pyramid_oneof") == "bifpn":
         raise UserError(f"{AT}.bifpn: {proto.type} has a plain feature pyramid; write fpn {{ ... }}")
-    low, high = proto.fpn.min_level, proto.fpn.max_level
-    if not (fpn.FINEST_LEVEL <= low <= fpn.COARSEST_LEVEL and low <= high):
-        raise UserError(f"{AT}.fpn: found min_level {low} and max_level {high}, expected a min_level of "
-                        f"{fpn.FINEST_LEVEL} to {fpn.COARSEST_LEVEL} and a max_level that is not less")
+    low, high = _pyramid_levels(proto.fpn.min_level, proto.fpn.max_level, AT)
     if proto.HasField("num_layers") and proto.num_layers != high - low + 1:
         raise UserError(f"{AT}.num_layers: found {proto.num_layers}, but {proto.type} has a feature map per level of "
                         f"fpn, {low} to {high}; remove num_layers, or set fpn.min_level and fpn.max_level")
+    return _pyramid(
+        source,
+        hyperparams,
+        (low, high),
+        depth=max(int(proto.fpn.additional_layer_depth * proto.depth_multiplier), proto.min_depth),
+        explicit_padding=proto.use_explicit_padding,
+        use_depthwise=proto.use_depthwise,
+    )
+
+
+def build_two_stage_fpn(
+    proto: faster_rcnn_pb2.FasterRcnnFeatureExtractor, source: NeckSource, hyperparams: ConvHyperparams
+) -> Neck:
+    """A feature pyramid to propose on and to crop from; without an `fpn` message, levels 2 to 6.
+
+    Raises:
+      UserError: levels that the backbone does not have, or no hyperparams for the new layers.
+    """
+    at = "model.faster_rcnn.feature_extractor"
+    if not proto.HasField("conv_hyperparams"):
+        raise UserError(f"{at}.conv_hyperparams: {proto.type} needs them for its feature pyramid; found none")
+    given = (proto.fpn.min_level, proto.fpn.max_level) if proto.HasField("fpn") else _TWO_STAGE_LEVELS
+    levels = _pyramid_levels(*given, at)
+    return _pyramid(source, hyperparams, levels, depth=proto.fpn.additional_layer_depth)
+
+
+def _pyramid_levels(low: int, high: int, at: str) -> tuple[int, int]:
+    if not (fpn.FINEST_LEVEL <= low <= fpn.COARSEST_LEVEL and low <= high):
+        raise UserError(f"{at}.fpn: found min_level {low} and max_level {high}, expected a min_level of "
+                        f"{fpn.FINEST_LEVEL} to {fpn.COARSEST_LEVEL} and a max_level that is not less")
+    return low, high
+
+
+def _pyramid(
+    source: NeckSource,
+    hyperparams: ConvHyperparams,
+    levels: tuple[int, int],
+    depth: int,
+    explicit_padding: bool = False,
+    use_depthwise: bool = False,
+) -> Neck:
+    low, high = levels
     base = min(high, fpn.COARSEST_LEVEL)
-    levels = source.levels[low - fpn.FINEST_LEVEL : base - fpn.FINEST_LEVEL + 1]
+    names = source.levels[low - fpn.FINEST_LEVEL : base - fpn.FINEST_LEVEL + 1]
     module = fpn.FeaturePyramid(
         source.scope,
         hyperparams,
-        levels,
-        depth=max(int(proto.fpn.additional_layer_depth * proto.depth_multiplier), proto.min_depth),
+        names,
+        depth=depth,
         coarser=high - base,
         last_layer=source.last_layer,
-        explicit_padding=proto.use_explicit_padding,
-        use_depthwise=proto.use_depthwise,
+        explicit_padding=explicit_padding,
+        use_depthwise=use_depthwise,
         pass_smoothed=source.keras,
-        tf2_lists=source.tf2_lists if proto.use_depthwise else (),
+        tf2_lists=source.tf2_lists if use_depthwise else (),
         layer_name=source.layer_name,
         tf2_blocks=source.tf2_neck,
     )
-    return Neck(levels, module, high - low + 1, _in_scope(source.tf2_scope, fpn.tf2_rules(proto.use_depthwise)))
+    return Neck(names, module, high - low + 1, _in_scope(source.tf2_scope, fpn.tf2_rules(use_depthwise)))
 
 
 def _refuse_pyramid(proto: ssd_pb2.SsdFeatureExtractor) -> None:
