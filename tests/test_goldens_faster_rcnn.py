@@ -71,11 +71,10 @@ def run_golden(detector: fields.Detector, reference: Path) -> Run:
         inputs, true_shapes = detector.preprocess(images)
         predictions = detector.predict(inputs, true_shapes)
         labelled = groundtruth(detector.num_classes)
-        # Recorded for boxes relative to the padded image, which ours are not. Losses with masks were not recorded.
+        # Recorded for boxes relative to the padded image, which ours are not. Losses of masks were not recorded.
         sides = tf.cast(tf.shape(inputs)[1:3], tf.float32) / tf.cast(true_shapes[0, :2], tf.float32)
-        masks = tf.ones([1, 3, 8, 8], tf.uint8)
-        labelled = labelled._replace(boxes=labelled.boxes * tf.tile(sides, [2]), masks=masks)
-        return Run(inputs, predictions, detector.losses(predictions, labelled))
+        boxes, masks = labelled.boxes * tf.tile(sides, [2]), tf.ones([1, 3, 8, 8], tf.uint8)
+        return Run(inputs, predictions, detector.losses(predictions, labelled._replace(boxes=boxes, masks=masks)))
 
     return predict(tf.constant(np.load(reference / "golden_image.npy")[np.newaxis]))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from od_finetune.config import extractors
+from od_finetune.config import center_extractors, extractors, two_stage_extractors
 from od_finetune.config.families import efficientnet_lite
 from od_finetune.names import Vocabulary
 
@@ -23,14 +23,14 @@ class Kind(NamedTuple):
 
 def kinds() -> list[Kind]:
     """All of them, by detector and name."""
-    return sorted(_single_stage(), key=lambda kind: (kind.detector != "ssd", kind.detector, kind.type))
-
-
-def _single_stage() -> list[Kind]:
-    return [
-        Kind(kind, "ssd", _half(kind, row.keras), _names(row.family.vocabularies))
-        for kind, row in extractors.TABLE.items()
+    of_families = (("ssd", extractors.TABLE), ("faster_rcnn", two_stage_extractors.TABLE))
+    rows = [
+        Kind(kind, detector, _half(kind, row.keras), _names(row.family.vocabularies))
+        for detector, table in of_families
+        for kind, row in sorted(table.items())
     ]
+    centers = sorted(center_extractors.TABLE.items())
+    return rows + [Kind(kind, "center_net", "TF2", _names(row.vocabularies)) for kind, row in centers]
 
 
 def _half(kind: str, keras: bool) -> str:

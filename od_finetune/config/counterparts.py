@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from google.protobuf import message
 
+from od_finetune.config import center_extractors
 from od_finetune.config.kinds import model_of
 from od_finetune.errors import UserError
 from od_finetune.protos import train_pb2
@@ -26,6 +27,17 @@ TYPES: tuple[dict[str, str], ...] = (
     *({TF1: f"faster_rcnn_resnet{layers}"} for layers in (50, 101, 152)),
     *({TF2: f"faster_rcnn_resnet{layers}_keras"} for layers in (50, 101, 152)),
     *({TF2: f"faster_rcnn_resnet{layers}_fpn_keras"} for layers in (50, 101, 152)),
+    *({TF2: name} for name in center_extractors.TABLE),  # TF1 has no CenterNet
+    {TF1: "embedded_ssd_mobilenet_v1"},
+    {TF1: "ssd_mobilenet_v1_ppn"},
+    {TF1: "ssd_mobilenet_v2_mnasfpn"},
+    {TF1: "ssd_mobilenet_v3_large"},
+    {TF1: "ssd_mobilenet_v3_small"},
+    {TF1: "ssd_mobilenet_edgetpu"},
+    {TF1: "ssd_mobiledet_cpu"},
+    {TF1: "ssd_mobiledet_dsp"},
+    {TF1: "ssd_mobiledet_edgetpu"},
+    {TF1: "ssd_mobiledet_gpu"},
 )
 
 _FIRST_EXTENSION = 1000  # numbers of fields that the OD API does not have

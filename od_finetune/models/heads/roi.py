@@ -140,9 +140,9 @@ class BoxHead(tf.Module):
     def tf2_objects(self) -> ObjectTree:
         """Its part of the box predictor in the object graph of the OD API's TF2 checkpoints. Layers flatten the mean,
         drop features, and give the result its shape."""
-        before: list[ObjectTree] = [{}] * (1 + self._options.use_dropout)
 
         def layers(layer: tf_keras.layers.Layer) -> ObjectTree:
+            before: list[ObjectTree] = [{} for _ in range(1 + self._options.use_dropout)]
             return tf2_objects.listed([*before, tf2_objects.layer(layer), {}])
 
         return {
