@@ -25,10 +25,10 @@ from goldens import assert_close, assert_same_variables, assign_golden_weights, 
 from od_finetune import fields
 from od_finetune.boxes import two_stage_loss
 from od_finetune.config.detector import build_detector
-from od_finetune.config.families import faster_rcnn_resnet
+from od_finetune.config.families import faster_rcnn_resnet, faster_rcnn_resnet_fpn
 from od_finetune.models.detectors import faster_rcnn as names
 
-ROWS = faster_rcnn_resnet.FASTER_RCNN_ROWS
+ROWS = faster_rcnn_resnet.FASTER_RCNN_ROWS | faster_rcnn_resnet_fpn.FASTER_RCNN_ROWS
 GOLDENS = (
     "tf1_faster_rcnn_resnet50_coco",
     "tf1_faster_rcnn_resnet50_pets",
@@ -42,6 +42,7 @@ GOLDENS = (
     "tf2_faster_rcnn_resnet50_v1_1024x1024_coco17_tpu-8",
     "tf2_faster_rcnn_resnet50_v1_640x640_coco17_tpu-8",
     "tf2_faster_rcnn_resnet50_v1_800x1333_coco17_gpu-8",
+    "tf2_faster_rcnn_resnet50_v1_fpn_640x640_coco17_tpu-8",
 )
 TOLERANCE = 2e-3
 PIXEL = 0.5  # how far a proposal's corner may be from the recorded one's to be the same proposal
