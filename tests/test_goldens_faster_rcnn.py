@@ -25,16 +25,24 @@ from goldens import assert_close, assert_same_variables, assign_golden_weights, 
 from od_finetune import fields
 from od_finetune.boxes import two_stage_loss
 from od_finetune.config.detector import build_detector
-from od_finetune.config.families import faster_rcnn_resnet, faster_rcnn_resnet_fpn
+from od_finetune.config.two_stage_extractors import TABLE
 from od_finetune.models.detectors import faster_rcnn as names
 
-ROWS = faster_rcnn_resnet.FASTER_RCNN_ROWS | faster_rcnn_resnet_fpn.FASTER_RCNN_ROWS
 GOLDENS = (
+    "tf1_faster_rcnn_inception_resnet_v2_atrous_coco",
+    "tf1_faster_rcnn_inception_resnet_v2_atrous_cosine_lr_coco",
+    "tf1_faster_rcnn_inception_resnet_v2_atrous_oid",
+    "tf1_faster_rcnn_inception_resnet_v2_atrous_pets",
+    "tf1_faster_rcnn_inception_v2_coco",
+    "tf1_faster_rcnn_inception_v2_pets",
     "tf1_faster_rcnn_resnet50_coco",
     "tf1_faster_rcnn_resnet50_pets",
     "tf1_faster_rcnn_resnet101_atrous_coco",
     "tf1_faster_rcnn_resnet101_ava_v2.1",
     "tf1_faster_rcnn_resnet101_coco",
+    "tf1_mask_rcnn_inception_v2_coco",
+    "tf1_mask_rcnn_resnet50_atrous_coco",
+    "tf1_rfcn_resnet101_coco",
     "tf2_faster_rcnn_resnet101_v1_1024x1024_coco17_tpu-8",
     "tf2_faster_rcnn_resnet101_v1_800x1333_coco17_gpu-8",
     "tf2_faster_rcnn_resnet152_v1_1024x1024_coco17_tpu-8",
@@ -43,6 +51,7 @@ GOLDENS = (
     "tf2_faster_rcnn_resnet50_v1_640x640_coco17_tpu-8",
     "tf2_faster_rcnn_resnet50_v1_800x1333_coco17_gpu-8",
     "tf2_faster_rcnn_resnet50_v1_fpn_640x640_coco17_tpu-8",
+    "tf2_mask_rcnn_inception_resnet_v2_1024x1024_coco17_gpu-8",
 )
 TOLERANCE = 2e-3
 PIXEL = 0.5  # how far a proposal's corner may be from the recorded one's to be the same proposal
@@ -62,18 +71,18 @@ def run_golden(detector: fields.Detector, reference: Path) -> Run:
         inputs, true_shapes = detector.preprocess(images)
         predictions = detector.predict(inputs, true_shapes)
         labelled = groundtruth(detector.num_classes)
-        # Recorded for boxes relative to the padded image, which ours are not.
+        # Recorded for boxes relative to the padded image, which ours are not. Losses of masks were not recorded.
         sides = tf.cast(tf.shape(inputs)[1:3], tf.float32) / tf.cast(true_shapes[0, :2], tf.float32)
-        labelled = labelled._replace(boxes=labelled.boxes * tf.tile(sides, [2]))
-        return Run(inputs, predictions, detector.losses(predictions, labelled))
+        boxes, masks = labelled.boxes * tf.tile(sides, [2]), tf.ones([1, 3, 8, 8], tf.uint8)
+        return Run(inputs, predictions, detector.losses(predictions, labelled._replace(boxes=boxes, masks=masks)))
 
     return predict(tf.constant(np.load(reference / "golden_image.npy")[np.newaxis]))
 
 
 def test_every_golden_of_these_extractors_is_listed(shared):
     summaries = (shared / "reference" / "goldens").glob("*/summary.json")
-    found = {path.parent.name for path in summaries if json.loads(path.read_text())["extractor"] in ROWS}
-    assert {name for name in found if "mask_rcnn" not in name and "rfcn" not in name} == set(GOLDENS)
+    found = {path.parent.name for path in summaries if json.loads(path.read_text())["extractor"] in TABLE}
+    assert found == set(GOLDENS)
 
 
 @pytest.mark.parametrize("folder", everyday(GOLDENS, ()))
@@ -89,6 +98,8 @@ def test_golden(shared, folder):
     assert_close(recorded, "preprocessed_inputs", run.inputs, 1e-5, relative=False)
     assert_first_stage(recorded, run.predictions)
     assert_regions(recorded, run.predictions)
+    if "pred/detection_masks@shape" in recorded:
+        assert_masks(recorded, run.predictions)
     expected = json.loads((golden / "summary.json").read_text())["losses"]
     for name, loss in expected.items():
         # The first stage draws its negatives; everything else is the same, but for proposals that come and go.
@@ -133,6 +144,15 @@ def assert_regions(recorded: Any, predictions: dict[str, Any]) -> None:
     for name in (names.REFINED_ENCODINGS, fields.CLASS_PREDICTIONS):
         per_box = predictions[name].shape[1] if predictions[name].shape.rank == 3 else 1
         assert_same_regions(recorded, name, predictions[name], per_box, nearest, same, inner)
+
+
+def assert_masks(recorded: Any, predictions: dict[str, Any]) -> None:
+    """Of the final boxes, each at its place."""
+    masks = {names.MASK_PREDICTIONS: predictions[names.MASK_PREDICTIONS],
+             "detection_masks": predictions[names.DETECTIONS].masks}  # fmt: skip
+    for name, value in masks.items():
+        assert list(value.shape) == list(recorded[f"pred/{name}@shape"])
+        assert np.mean(errors(recorded, f"pred/{name}", value) <= TOLERANCE) > 0.9, name
 
 
 def assert_same_regions(

@@ -7,8 +7,9 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from od_finetune.errors import UserError
+from od_finetune.models.backbones.mobilenet_v2 import divisible
 from od_finetune.models.layers import ConvHyperparams
-from od_finetune.models.necks import fpn, multires
+from od_finetune.models.necks import fpn, mnasfpn, multires, ppn
 from od_finetune.names import Rules
 from od_finetune.protos import faster_rcnn_pb2, ssd_pb2
 
@@ -37,6 +38,7 @@ class NeckSource(NamedTuple):
     keras: bool  # a type of the OD API's TF2 half
     last_layer: int  # the number of the backbone's last layer, where names count on from it
     layer_name: str  # in front of such numbers
+    base: ConvHyperparams  # of the backbone
 
 
 def build_multires(
@@ -50,13 +52,12 @@ def build_multires(
     Raises:
       UserError: the message asks for a feature pyramid, or for more maps than there are.
     """
-    if proto.WhichOneof("feature_pyramid_oneof"):
-        raise UserError(f"{AT}.{proto.WhichOneof('feature_pyramid_oneof')}: {proto.type} has no feature pyramid; "
-                        "remove the field or choose another type")
+    _refuse_pyramid(proto)
     layout = (*(multires.FeatureMap(level=level) for level in source.levels), *extra)
-    if not 1 <= proto.num_layers <= len(layout):
-        raise UserError(f"{AT}.num_layers: found {proto.num_layers}, expected 1 to {len(layout)}")
-    layout = layout[: proto.num_layers]
+    count = proto.num_layers if proto.HasField("num_layers") else len(layout)
+    if not 1 <= count <= len(layout):
+        raise UserError(f"{AT}.num_layers: found {count}, expected 1 to {len(layout)}")
+    layout = layout[:count]
     module = multires.MultiResolutionFeatureMaps(
         source.scope,
         hyperparams,
@@ -69,6 +70,50 @@ def build_multires(
     )
     levels = tuple(entry.level for entry in layout if entry.level)
     return Neck(levels, module, len(layout), _in_scope(source.tf2_scope, multires.TF2_RULES))
+
+
+def build_ppn(proto: ssd_pb2.SsdFeatureExtractor, source: NeckSource, hyperparams: ConvHyperparams) -> Neck:
+    """A pooling pyramid on the first of the backbone's levels; the others are built, too, as checkpoints have them.
+
+    Raises:
+      UserError: the message asks for a feature pyramid, or for no map.
+    """
+    del hyperparams  # there is no convolution
+    _refuse_pyramid(proto)
+    if proto.num_layers < 1:
+        raise UserError(f"{AT}.num_layers: found {proto.num_layers}, expected at least 1")
+    module = ppn.PoolingPyramid(source.levels[0], proto.num_layers)
+    return Neck(source.levels, module, proto.num_layers, [])
+
+
+def build_mnasfpn(proto: ssd_pb2.SsdFeatureExtractor, source: NeckSource, hyperparams: ConvHyperparams) -> Neck:
+    """MnasFPN. The OD API builds it, and the backbone below it, with hyperparams of its own, whatever the config says.
+
+    Raises:
+      UserError: another kind of pyramid is asked for, or other levels than MnasFPN has.
+    """
+    del hyperparams
+    if proto.WhichOneof("feature_pyramid_oneof") == "bifpn":
+        raise UserError(f"{AT}.bifpn: {proto.type} has MnasFPN; write fpn {{ ... }}")
+    low, high, depth = mnasfpn.FINEST_LEVEL, mnasfpn.COARSEST_LEVEL, mnasfpn.DEPTH
+    if proto.HasField("fpn"):
+        depth = proto.fpn.additional_layer_depth
+        if (proto.fpn.min_level, proto.fpn.max_level) != (low, high):
+            raise UserError(f"{AT}.fpn: found min_level {proto.fpn.min_level} and max_level {proto.fpn.max_level}, "
+                            f"expected {low} and {high}, the levels of MnasFPN")
+    count = high - low + 1
+    if proto.HasField("num_layers") and proto.num_layers != count:
+        raise UserError(f"{AT}.num_layers: found {proto.num_layers}, but {proto.type} has {count} feature maps; "
+                        "remove num_layers")
+    module = mnasfpn.MnasFpn(
+        source.scope.rpartition("/")[0] + "/MnasFPN",
+        source.base,
+        source.levels,
+        depth=depth,
+        scaled=lambda width: divisible(width * proto.depth_multiplier, minimum=proto.min_depth),
+        explicit_padding=proto.use_explicit_padding,
+    )
+    return Neck(source.levels, module, count, [])
 
 
 def build_fpn(proto: ssd_pb2.SsdFeatureExtractor, source: NeckSource, hyperparams: ConvHyperparams) -> Neck:
@@ -142,6 +187,11 @@ def _pyramid(
         tf2_blocks=source.tf2_neck,
     )
     return Neck(names, module, high - low + 1, _in_scope(source.tf2_scope, fpn.tf2_rules(use_depthwise)))
+
+
+def _refuse_pyramid(proto: ssd_pb2.SsdFeatureExtractor) -> None:
+    if pyramid := proto.WhichOneof("feature_pyramid_oneof"):
+        raise UserError(f"{AT}.{pyramid}: {proto.type} has no feature pyramid; remove the field or choose another type")
 
 
 def _in_scope(scope: str, rules: Rules) -> Rules:

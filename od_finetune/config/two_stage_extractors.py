@@ -8,7 +8,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from od_finetune.config import necks
-from od_finetune.config.families import faster_rcnn_resnet, faster_rcnn_resnet_fpn, inception
+from od_finetune.config.families import faster_rcnn_resnet, faster_rcnn_resnet_fpn, inception, nasnet
 from od_finetune.config.hyperparams import build_hyperparams
 from od_finetune.config.rows import TwoStageRow
 from od_finetune.errors import UserError
@@ -25,6 +25,7 @@ TABLE: dict[str, TwoStageRow] = {
     **faster_rcnn_resnet.FASTER_RCNN_ROWS,
     **faster_rcnn_resnet_fpn.FASTER_RCNN_ROWS,
     **inception.FASTER_RCNN_ROWS,
+    **nasnet.FASTER_RCNN_ROWS,
 }
 
 
@@ -58,7 +59,7 @@ def build_extractor(proto: faster_rcnn_pb2.FasterRcnnFeatureExtractor) -> TwoSta
         )
     _check(proto, row)
     family, base, neck_hyperparams = row.family, *_hyperparams(proto, row)
-    scopes = [f"{part}/{family.scope}" for part in (FIRST, SECOND)]
+    scopes = [f"{part}/{family.scope}".rstrip("/") for part in (FIRST, SECOND)]
     if row.neck is None:
         neck = necks.Neck(row.levels, Levels(row.levels), len(row.levels), [])
         strides = {"output_stride": proto.first_stage_features_stride}

@@ -46,13 +46,30 @@ def listed(nodes: Iterable[ObjectTree]) -> ObjectTree:
     return {str(index): node for index, node in enumerate(nodes)}
 
 
-def functional(nodes: Iterable[ObjectTree]) -> ObjectTree:
-    """A functional Keras model of these layers in order, after its input. A layer with variables is held twice."""
-    model: ObjectTree = {"layer-0": {"_init_input_shape": {}}}
+def functional(nodes: Iterable[ObjectTree], inputs: ObjectTree | None = None) -> ObjectTree:
+    """A functional Keras model of these layers in order, after its input. A layer with variables is held twice.
+
+    `inputs` is the input's node where that is not one of the model's own, made by `Input` from a list of sizes.
+    """
+    return _numbered([{"_init_input_shape": {}} if inputs is None else inputs, *nodes])
+
+
+def sequential(nodes: Iterable[ObjectTree]) -> ObjectTree:
+    """A sequential Keras model of these layers."""
+    return _numbered(nodes)
+
+
+def _numbered(nodes: Iterable[ObjectTree]) -> ObjectTree:
+    model: ObjectTree = {}
     weighted = 0
-    for index, node in enumerate(nodes, start=1):
-        if node:
+    for index, node in enumerate(nodes):
+        if has_variables(node):
             model[f"layer_with_weights-{weighted}"] = node
             weighted += 1
         model[f"layer-{index}"] = node
     return model
+
+
+def has_variables(node: ObjectTree | str) -> bool:
+    """Whether a variable hangs below an object."""
+    return isinstance(node, str) or any(map(has_variables, node.values()))

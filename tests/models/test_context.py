@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tensorflow as tf
+import two_stage
 from google.protobuf import text_format
 
+from od_finetune import fields
 from od_finetune.config import roi_heads
 from od_finetune.errors import UserError
 from od_finetune.fields import ContextBank
@@ -107,3 +109,31 @@ def test_contexts_that_cannot_be(text: str, message: str):
 
 def test_no_context_without_a_message():
     assert roi_heads.build_context(faster_rcnn_pb2.FasterRcnn()) is None
+
+
+def test_regions_of_a_detector_see_the_bank():
+    detector = two_stage.tiny(context_config="attention_bottleneck_dimension: 4 context_feature_length: 5 "
+                              "attention_temperature: 1.0")  # fmt: skip
+    variables = detector.named_variables()
+    assert {detector.part(name) for name in variables if "fully_connected" in name} == {"head"}
+    images = tf.constant(RANDOM.normal(size=(2, 64, 64, 3)).astype(np.float32))
+    shapes = tf.constant([[64, 64, 3]] * 2)
+
+    @tf.function(autograph=False)
+    def classes(seen: ContextBank | None) -> tf.Tensor:
+        return detector.predict(images, shapes, context=seen)[fields.CLASS_PREDICTIONS]
+
+    empty = classes(None)
+    np.testing.assert_allclose(classes(bank((0, 0))), empty, rtol=1e-5, atol=1e-6)
+    assert np.abs(classes(bank()) - empty).max() > 1e-5
+
+    keys = variables["AttentionBlock0_AttentionLayer0/fully_connected_1/weights"]
+
+    @tf.function(autograph=False)
+    def gradient(seen: ContextBank) -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            predictions = detector.predict(images, shapes, training=True, context=seen)
+            loss = tf.add_n(list(detector.losses(predictions, two_stage.groundtruth()).values()))
+        return tape.gradient(loss, keys)
+
+    assert np.abs(gradient(bank())).max() > 0

@@ -139,6 +139,7 @@ class ResnetV1(tf.Module):
       keras: as in the OD API's TF2 half: the depth multiplier is applied to each convolution on its own (in slim to
         the inner ones, of which the outer ones are four times the width), every block begins with a projection, and
         sums have the activation of `hyperparams` (in slim a ReLU).
+      pad_pooling: a row and a column of zeros around the input of the root's pooling, as tf_keras.applications has it.
     """
 
     def __init__(
@@ -155,10 +156,12 @@ class ResnetV1(tf.Module):
         entry_stride: int = 1,
         output_stride: int = 32,
         keras: bool = False,
+        pad_pooling: bool = False,
     ):
         super().__init__()
         del explicit_padding
         self._levels = tuple(levels)
+        self._pad_pooling = pad_pooling
         self._plans = _plan_blocks(self._levels, first_block, entry_stride, output_stride)
 
         def depth(filters: int) -> int:
@@ -197,24 +200,35 @@ class ResnetV1(tf.Module):
                 found.append(Block(f"block{plan.number}/unit_{number}", stride, unit, aliases))
         return found
 
+    def tf2_layers(self) -> list[ObjectTree]:
+        """Its layers in the object graph of the OD API's TF2 checkpoints."""
+        # The last one is the pooling.
+        nodes = [*tf2_objects.unit(self._root), *[{}] * self._pad_pooling, {}] if self._root is not None else []
+        return nodes + [node for units in self._blocks for unit in units for node in unit.tf2_objects()]
+
     def tf2_objects(self) -> ObjectTree:
-        """Its node in the object graph of the OD API's TF2 checkpoints: a functional model."""
-        nodes = [*tf2_objects.unit(self._root), {}] if self._root is not None else []  # the last one is the pooling
-        nodes += [node for units in self._blocks for unit in units for node in unit.tf2_objects()]
-        return tf2_objects.functional(nodes)
+        """Its node in that graph: a functional model."""
+        return tf2_objects.functional(self.tf2_layers())
 
     def __call__(self, inputs: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
         """Normalised images `[B, H, W, 3]`, or with `first_block` above 1 features -> the levels `[B, h, w, C]` by
         name."""
         outputs = inputs
         if self._root is not None:
-            outputs = tf.nn.max_pool2d(self._root(inputs, training), 3, 2, "SAME")
+            outputs = pooled(self._root(inputs, training), self._pad_pooling)
         features = {}
         for plan, units in zip(self._plans, self._blocks, strict=True):
             for unit in units:
                 outputs = unit(outputs, training)
             features[f"block{plan.number}"] = outputs
         return {level: features[level] for level in self._levels}
+
+
+def pooled(inputs: tf.Tensor, pad: bool) -> tf.Tensor:
+    """The root's 3x3 maximum pooling at stride 2 of `[B, H, W, C]`; see ResnetV1's `pad_pooling` for `pad`."""
+    if not pad:
+        return tf.nn.max_pool2d(inputs, 3, 2, "SAME")
+    return tf.nn.max_pool2d(tf.pad(inputs, [[0, 0], [1, 1], [1, 1], [0, 0]]), 3, 2, "VALID")
 
 
 class _BlockPlan(NamedTuple):
