@@ -51,7 +51,9 @@ HONOURED: dict[str, str] = {
     "maxpool_stride second_stage_box_predictor second_stage_batch_size second_stage_balance_fraction "
     "second_stage_post_processing second_stage_localization_loss_weight second_stage_classification_loss_weight "
     "second_stage_mask_prediction_loss_weight hard_example_miner second_stage_classification_loss "
-    "clip_anchors_to_image use_combined_nms_in_first_stage",
+    "clip_anchors_to_image use_combined_nms_in_first_stage "
+    "context_config",
+    "Context": ALL,
     "FasterRcnnFeatureExtractor": ALL,
     "MaskRCNNBoxPredictor": "fc_hyperparams use_dropout dropout_keep_probability box_code_size "
     "share_box_across_classes conv_hyperparams predict_instance_masks mask_prediction_conv_depth mask_height "
@@ -327,8 +329,7 @@ UNHONOURED: dict[str, str] = {
     "ExperimentalModel": ALL,
     "GraphRewriter": ALL,
     "Quantization": ALL,
-    "FasterRcnn": "output_final_box_features output_final_box_rpn_features context_config",
-    "Context": ALL,
+    "FasterRcnn": "output_final_box_features output_final_box_rpn_features",
     "CenterNet": "deepmac_mask_estimation",
     "CenterNet.ObjectCenterParams": "use_labeled_classes",
     "CenterNet.DeepMACMaskEstimation": ALL,
