@@ -203,7 +203,7 @@ def contact_sheet(images: Sequence[np.ndarray], columns: int | None = None, gap:
 
 def _groundtruth(groundtruth: fields.Groundtruth, i: int) -> Objects:
     """The real boxes of image `i`; a box of several classes appears once for each."""
-    truth = fields.Groundtruth(*(np.asarray(value[i]) for value in groundtruth))
+    truth = fields.Groundtruth(*(None if value is None else np.asarray(value[i]) for value in groundtruth))
     row, index = np.nonzero(truth.classes[: int(truth.num_boxes)] >= 0.5)
     kinds = (("crowd", truth.is_crowd), ("group", truth.group_of), ("difficult", truth.difficult))
     notes = [", ".join(kind for kind, flags in kinds if flags[r]) for r in row]

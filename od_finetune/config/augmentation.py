@@ -15,8 +15,10 @@ from od_finetune.errors import UserError
 from od_finetune.protos import preprocessor_pb2
 
 
-def build_augmentation(options: Any, num_classes: int | None = None) -> list[Step]:
+def build_augmentation(options: Any, num_classes: int | None = None, num_keypoints: int = 0) -> list[Step]:
     """The steps of `train_config.data_augmentation_options`, in order, for a model of `num_classes`.
+
+    `num_keypoints`: how many each object has in the records that are read; 0 where none are loaded.
 
     Raises:
       UserError: a step that does not exist here, an option with an impossible value; names both.
@@ -34,16 +36,36 @@ def build_augmentation(options: Any, num_classes: int | None = None) -> list[Ste
             if name == "remap_labels" and not 1 <= message.remap_labels.new_label <= (num_classes or 2**31):
                 new = message.remap_labels.new_label
                 raise UserError(f"new_label is {new}, expected 1 to num_classes ({num_classes})")
+            if name in _PERMUTATIONS and num_keypoints:
+                _check_permutation(getattr(message, name), _PERMUTATIONS[name], name in _MIRRORS, num_keypoints)
         except UserError as error:
             raise UserError(f"{where}.{name}: {error}") from None
     return steps
 
 
-def _plain(function: Callable, *ignored: str) -> Callable[[Message], Step]:
-    """A builder that hands every field on under its own name; `ignored` fields do not concern boxes and images."""
+_MIRRORS = ("random_horizontal_flip", "random_vertical_flip")
+_PERMUTATIONS = {name: "keypoint_flip_permutation" for name in _MIRRORS}
+_PERMUTATIONS["random_rotation90"] = "keypoint_rot_permutation"
+
+
+def _check_permutation(message: Message, field: str, needed: bool, count: int) -> None:
+    """A mirrored left eye is a right one, so mirrors need to know which keypoints change places."""
+    values = list(getattr(message, field))
+    if not values and not needed:
+        return
+    if sorted(values) != list(range(count)):
+        found = f"is {values}" if values else "is not set"
+        raise UserError(
+            f"{field} {found}, expected each number of 0 to {count - 1} once, since num_keypoints of the input reader "
+            f"is {count}: at each place the keypoint that comes there (the numbers in order leave all as they are)"
+        )
+
+
+def _plain(function: Callable) -> Callable[[Message], Step]:
+    """A builder that hands every field on under its own name."""
 
     def build(message: Message) -> Step:
-        names = [field.name for field in message.DESCRIPTOR.fields if field.name not in ignored]
+        names = [field.name for field in message.DESCRIPTOR.fields]
         arguments = {name: _value(message, name) for name in names}
         _check_ranges(arguments)
         return functools.partial(function, **arguments)
@@ -227,7 +249,7 @@ def _jitter_boxes(message: Message) -> Step:
 
 TABLE: dict[str, Callable[[Message], Step]] = {
     "normalize_image": _normalize_image,
-    "random_horizontal_flip": _plain(augment_spatial.random_horizontal_flip, "keypoint_flip_permutation"),
+    "random_horizontal_flip": _plain(augment_spatial.random_horizontal_flip),
     "random_pixel_value_scale": _plain(augment_color.random_pixel_value_scale),
     "random_image_scale": _plain(augment_spatial.random_image_scale),
     "random_rgb_to_gray": _plain(augment_color.random_rgb_to_gray),
@@ -249,8 +271,8 @@ TABLE: dict[str, Callable[[Message], Step]] = {
     "ssd_random_crop_pad": _ssd_crop_pad,
     "ssd_random_crop_fixed_aspect_ratio": _ssd_crop_fixed,
     "ssd_random_crop_pad_fixed_aspect_ratio": _ssd_crop_pad_fixed,
-    "random_vertical_flip": _plain(augment_spatial.random_vertical_flip, "keypoint_flip_permutation"),
-    "random_rotation90": _plain(augment_spatial.random_rotation90, "keypoint_rot_permutation"),
+    "random_vertical_flip": _plain(augment_spatial.random_vertical_flip),
+    "random_rotation90": _plain(augment_spatial.random_rotation90),
     "rgb_to_gray": _plain(augment_color.rgb_to_gray),
     "random_absolute_pad_image": _plain(augment_spatial.random_absolute_pad_image),
     "random_self_concat_image": _plain(augment_spatial.random_self_concat_image),

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
-from od_finetune.config import extractors
+from od_finetune.config import center_extractors, extractors, two_stage_extractors
 from od_finetune.config.families import efficientnet_lite
 from od_finetune.names import Vocabulary
 
@@ -21,16 +21,19 @@ class Kind(NamedTuple):
     vocabularies: tuple[str, ...]  # whose classification networks restore into the backbone
 
 
+# Detector -> its rows by type; each has `keras`, and a `family` with `vocabularies`.
+_TABLES: dict[str, Mapping[str, Any]] = {"ssd": extractors.TABLE, "faster_rcnn": two_stage_extractors.TABLE}
+
+
 def kinds() -> list[Kind]:
     """All of them, by detector and name."""
-    return sorted(_single_stage(), key=lambda kind: (kind.detector != "ssd", kind.detector, kind.type))
-
-
-def _single_stage() -> list[Kind]:
-    return [
-        Kind(kind, "ssd", _half(kind, row.keras), _names(row.family.vocabularies))
-        for kind, row in extractors.TABLE.items()
+    found = [
+        Kind(kind, detector, _half(kind, table[kind].keras), _names(table[kind].family.vocabularies))
+        for detector, table in _TABLES.items()
+        for kind in sorted(table)
     ]
+    centers = center_extractors.TABLE
+    return found + [Kind(kind, "center_net", "TF2", _names(centers[kind].vocabularies)) for kind in sorted(centers)]
 
 
 def _half(kind: str, keras: bool) -> str:

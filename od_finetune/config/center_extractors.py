@@ -13,14 +13,16 @@ from od_finetune.models.backbones import hourglass, mobilenet_v2, resnet_v1, res
 from od_finetune.models.detectors import center_extractors
 from od_finetune.models.detectors.center_net import Extractor
 from od_finetune.models.layers import BatchNorm, ConvHyperparams
-from od_finetune.models.necks.decoders import Deconvolutions, Levels, TopDown
+from od_finetune.models.necks.decoders import Deconvolutions, TopDown
+from od_finetune.models.necks.levels import Levels
 from od_finetune.models.normalization import IDENTITY, ChannelNormalization, Normalization
-from od_finetune.names import nearest
+from od_finetune.names import Vocabulary, nearest
 from od_finetune.protos import center_net_pb2
 
 AT = "model.center_net.feature_extractor"
 Proto = center_net_pb2.CenterNetFeatureExtractor
 
+_COARSEST = 32  # stride of the coarsest level of a backbone
 _SYMMETRIC = Normalization(1.0 / 127.5, -1.0)
 _CAFFE = Normalization(1.0, (-103.939, -116.779, -123.68))  # blue first
 
@@ -35,64 +37,89 @@ _RESNET_V1 = ConvHyperparams(
 class Row(NamedTuple):
     """One feature extractor type."""
 
-    build: Callable[[Proto, ChannelNormalization], Extractor]
+    build: Callable[[Proto], Extractor]
+    vocabularies: tuple[Vocabulary, ...] = ()  # of published classification nets
     then: Normalization = IDENTITY  # of pixel values, after channel_means and channel_stds
     then_reverse: bool = False  # see ChannelNormalization
     options: tuple[str, ...] = ()  # the fields that this type has beside those of all types
 
 
 def _hourglass(size: int) -> Row:
-    def build(proto: Proto, normalize: ChannelNormalization) -> Extractor:
+    def build(proto: Proto) -> Extractor:
+        del proto
         architecture = hourglass.ARCHITECTURES[size]
         backbone = hourglass.Hourglass("FeatureExtractor/Hourglass", architecture)
         return Extractor(
-            backbone, Levels(), architecture.hourglasses, normalize, backbone.multiple, center_extractors.hourglass
+            backbone=backbone,
+            neck=Levels(backbone.levels),
+            num_maps=architecture.hourglasses,
+            multiple=backbone.multiple,
+            numbered=(backbone,),
+            tf2_objects=center_extractors.hourglass,
         )
 
     return Row(build)
 
 
 def _resnet_v1_fpn(num_layers: int) -> Row:
-    def build(proto: Proto, normalize: ChannelNormalization) -> Extractor:
+    def build(proto: Proto) -> Extractor:
+        del proto
         scope, levels = f"FeatureExtractor/resnet_v1_{num_layers}", ("block1", "block2", "block3", "block4")
-        backbone = resnet_v1.ResnetV1(
-            scope, _RESNET_V1, levels, num_layers=num_layers, keras=True, pad_pooling=True
-        )
+        neck = TopDown(scope, levels)
         return Extractor(
-            backbone, TopDown(scope, levels), 1, normalize, 32, center_extractors.resnet, resnet_v1.TF2_RULES,
-            resnet_v1.VOCABULARIES,
-        )  # fmt: skip
+            backbone=resnet_v1.ResnetV1(
+                scope, _RESNET_V1, levels, num_layers=num_layers, keras=True, pad_pooling=True
+            ),
+            neck=neck,
+            num_maps=1,
+            multiple=_COARSEST,
+            numbered=(neck,),
+            tf2_objects=center_extractors.resnet,
+            backbone_rules=resnet_v1.TF2_RULES,
+            vocabularies=resnet_v1.VOCABULARIES,
+        )
 
-    return Row(build, _CAFFE, then_reverse=True)
+    return Row(build, resnet_v1.VOCABULARIES, _CAFFE, then_reverse=True)
 
 
 def _resnet_v2(num_layers: int) -> Row:
-    def build(proto: Proto, normalize: ChannelNormalization) -> Extractor:
+    def build(proto: Proto) -> Extractor:
+        del proto
         scope = f"FeatureExtractor/resnet_v2_{num_layers}"
-        backbone = resnet_v2.ResnetV2(scope, num_layers=num_layers)
+        neck = Deconvolutions(scope)
         return Extractor(
-            backbone, Deconvolutions(scope), 1, normalize, 1, center_extractors.resnet, resnet_v2.TF2_RULES,
-            resnet_v2.VOCABULARIES,
-        )  # fmt: skip
+            backbone=resnet_v2.ResnetV2(scope, num_layers=num_layers),
+            neck=neck,
+            num_maps=1,
+            multiple=1,
+            numbered=(neck,),
+            tf2_objects=center_extractors.resnet,
+            backbone_rules=resnet_v2.TF2_RULES,
+            vocabularies=resnet_v2.VOCABULARIES,
+        )
 
-    return Row(build, _SYMMETRIC)
+    return Row(build, resnet_v2.VOCABULARIES, _SYMMETRIC)
 
 
-def _mobilenet_v2(proto: Proto, normalize: ChannelNormalization) -> Extractor:
+def _mobilenet_v2(proto: Proto) -> Extractor:
+    del proto
     scope = "FeatureExtractor/MobilenetV2"
-    backbone = mobilenet_v2.MobilenetV2(scope, mobilenet_v2.KERAS_DEFAULTS, ("layer_19",))
+    neck = Deconvolutions(scope, kernel_size=1)
     return Extractor(
-        backbone, Deconvolutions(scope, kernel_size=1), 1, normalize, 1, center_extractors.mobilenet,
-        mobilenet_v2.TF2_RULES, mobilenet_v2.VOCABULARIES,
-    )  # fmt: skip
+        backbone=mobilenet_v2.MobilenetV2(scope, mobilenet_v2.KERAS_DEFAULTS, ("layer_19",)),
+        neck=neck,
+        num_maps=1,
+        multiple=1,
+        numbered=(neck,),
+        tf2_objects=center_extractors.mobilenet,
+        backbone_rules=mobilenet_v2.TF2_RULES,
+        vocabularies=mobilenet_v2.VOCABULARIES,
+    )
 
 
 def _mobilenet_v2_fpn(separable: bool) -> Row:
-    def build(proto: Proto, normalize: ChannelNormalization) -> Extractor:
+    def build(proto: Proto) -> Extractor:
         scope, levels = "FeatureExtractor/MobilenetV2", ("layer_4", "layer_7", "layer_11", "layer_19")
-        backbone = mobilenet_v2.MobilenetV2(
-            scope, mobilenet_v2.KERAS_DEFAULTS, levels, depth_multiplier=proto.depth_multiplier
-        )
         neck = TopDown(
             scope,
             levels,
@@ -101,11 +128,20 @@ def _mobilenet_v2_fpn(separable: bool) -> Row:
             interpolation=proto.upsampling_interpolation,
         )
         return Extractor(
-            backbone, neck, 1, normalize, 32, center_extractors.mobilenet_fpn, mobilenet_v2.TF2_RULES,
-            mobilenet_v2.VOCABULARIES,
-        )  # fmt: skip
+            backbone=mobilenet_v2.MobilenetV2(
+                scope, mobilenet_v2.KERAS_DEFAULTS, levels, depth_multiplier=proto.depth_multiplier
+            ),
+            neck=neck,
+            num_maps=1,
+            multiple=_COARSEST,
+            numbered=(neck,),
+            tf2_objects=center_extractors.mobilenet_fpn,
+            backbone_rules=mobilenet_v2.TF2_RULES,
+            vocabularies=mobilenet_v2.VOCABULARIES,
+        )
 
-    return Row(build, _SYMMETRIC, options=("depth_multiplier", "use_separable_conv", "upsampling_interpolation"))
+    options = ("depth_multiplier", "use_separable_conv", "upsampling_interpolation")
+    return Row(build, mobilenet_v2.VOCABULARIES, _SYMMETRIC, options=options)
 
 
 TABLE: dict[str, Row] = {
@@ -114,14 +150,14 @@ TABLE: dict[str, Row] = {
     "resnet_v1_101_fpn": _resnet_v1_fpn(101),
     "resnet_v2_50": _resnet_v2(50),
     "resnet_v2_101": _resnet_v2(101),
-    "mobilenet_v2": Row(_mobilenet_v2, _SYMMETRIC),
+    "mobilenet_v2": Row(_mobilenet_v2, mobilenet_v2.VOCABULARIES, _SYMMETRIC),
     "mobilenet_v2_fpn": _mobilenet_v2_fpn(separable=False),
     "mobilenet_v2_fpn_sep_conv": _mobilenet_v2_fpn(separable=True),
 }
 
 
-def build_extractor(proto: Proto) -> Extractor:
-    """Backbone and neck of a CenterNet.
+def build_extractor(proto: Proto) -> tuple[Extractor, ChannelNormalization]:
+    """Backbone and neck of a CenterNet, and what becomes of pixel values before them.
 
     Raises:
       UserError: the type is not in TABLE, or a field asks for what it does not have.
@@ -134,11 +170,9 @@ def build_extractor(proto: Proto) -> Extractor:
             f"the nearest: {', '.join(like)}"
         )
     _check_options(proto, row)
-    normalize = ChannelNormalization(
-        _three(proto, "channel_means", 0.0), _three(proto, "channel_stds", 1.0), proto.bgr_ordering, row.then,
-        row.then_reverse,
-    )  # fmt: skip
-    return row.build(proto, normalize)
+    means, deviations = _three(proto, "channel_means", 0.0), _three(proto, "channel_stds", 1.0)
+    normalize = ChannelNormalization(means, deviations, proto.bgr_ordering, row.then, row.then_reverse)
+    return row.build(proto), normalize
 
 
 def _check_options(proto: Proto, row: Row) -> None:

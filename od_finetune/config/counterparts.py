@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from google.protobuf import message
 
+from od_finetune.config import center_extractors
 from od_finetune.config.kinds import model_of
 from od_finetune.errors import UserError
 from od_finetune.protos import train_pb2
@@ -23,6 +24,7 @@ TYPES: tuple[dict[str, str], ...] = (
     {TF1: "ssd_resnet101_v1_fpn", TF2: "ssd_resnet101_v1_fpn_keras"},
     {TF1: "ssd_resnet152_v1_fpn", TF2: "ssd_resnet152_v1_fpn_keras"},
     *({TF1: name, TF2: f"{name}_keras"} for name in (f"faster_rcnn_resnet{n}" for n in (50, 101, 152))),
+    *({TF2: name} for name in center_extractors.TABLE),  # TF1 has no CenterNet
 )
 
 _FIRST_EXTENSION = 1000  # numbers of fields that the OD API does not have
@@ -62,7 +64,7 @@ def for_installation(config: TrainEvalPipelineConfig, half: str) -> tuple[TrainE
 
 def _counterpart(kind: str, half: str, at: str) -> str:
     for row in TYPES:
-        if kind in row.values():
+        if kind in row.values() and half in row:
             return row[half]
     known = ", ".join(sorted(name for row in TYPES for name in row.values()))
     raise UserError(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import tensorflow as tf
 
 from od_finetune.config.augmentation import build_augmentation
 from od_finetune.config.label_map import load_label_map
-from od_finetune.data.dataset import BatchOptions, StreamOptions, build_batches, build_stream
+from od_finetune.data.dataset import StreamOptions, build_batches, build_stream
 from od_finetune.data.decoder import Decoder
+from od_finetune.data.groundtruth import BatchOptions
 from od_finetune.data.label_map import LabelMap
+from od_finetune.data.object_extras import NUMERICAL_MASKS, PNG_MASKS, ObjectExtras
 from od_finetune.data.records import RecordFile, find_files
 from od_finetune.errors import UserError
 from od_finetune.fields import Detector
@@ -40,7 +43,10 @@ def build_train_dataset(
         records, see `data.dataset.explain`.
     """
     seed = train_config.seed if seed is None else seed
-    steps = build_augmentation(train_config.data_augmentation_options, detector.num_classes)
+    _check_steps(input_reader, train_config)
+    steps = build_augmentation(
+        train_config.data_augmentation_options, detector.num_classes, input_reader.num_keypoints
+    )
     options = _stream_options(input_reader)._replace(
         shuffle=input_reader.shuffle, num_epochs=input_reader.num_epochs, seed=seed
     )
@@ -123,8 +129,13 @@ def check_reader(
     options = _stream_options(input_reader)
     _weights(input_reader)
     _max_boxes(input_reader, train_config)
+    label_map = None
+    if input_reader.use_keypoint_label_map and os.path.isfile(input_reader.label_map_path):
+        label_map = load_label_map(input_reader.label_map_path)
+    _extras(input_reader, label_map)
     sources = _sources(input_reader)
     if train_config is not None:
+        _check_steps(input_reader, train_config)
         _check_size(sources, train_config.batch_size, options._replace(num_epochs=input_reader.num_epochs))
 
 
@@ -172,10 +183,61 @@ def _max_boxes(input_reader: input_reader_pb2.InputReader, train_config: train_p
 def _decoder(input_reader: input_reader_pb2.InputReader, num_classes: int, label_map: LabelMap | None) -> Decoder:
     if label_map is None and input_reader.label_map_path:
         label_map = load_label_map(input_reader.label_map_path)
+    if label_map is not None:
+        label_map.check(num_classes)
+    extras = _extras(input_reader, label_map)
     if label_map is None:
-        return Decoder(num_classes)
-    label_map.check(num_classes)
-    return Decoder(num_classes, label_map.ids(input_reader.use_display_name), label_map.path)
+        return Decoder(num_classes, extras=extras)
+    return Decoder(num_classes, label_map.ids(input_reader.use_display_name), label_map.path, extras)
+
+
+def _extras(input_reader: input_reader_pb2.InputReader, label_map: LabelMap | None) -> ObjectExtras | None:
+    """What is loaded of objects beside boxes; None for nothing, which keeps the graph as small as it was."""
+    loads = (
+        input_reader.num_keypoints,
+        input_reader.load_instance_masks,
+        input_reader.load_dense_pose,
+        input_reader.load_track_id,
+    )
+    if input_reader.load_keypoint_depth_features and not input_reader.num_keypoints:
+        raise UserError("load_keypoint_depth_features is set, but num_keypoints is 0; set it to the records' number")
+    if input_reader.use_keypoint_label_map and not input_reader.num_keypoints:
+        raise UserError("use_keypoint_label_map is set, but num_keypoints is 0; set it to the label map's number")
+    if not any(loads):
+        return None
+    mask_type = PNG_MASKS if input_reader.mask_type == input_reader_pb2.PNG_MASKS else NUMERICAL_MASKS
+    return ObjectExtras(
+        mask_type=mask_type if input_reader.load_instance_masks else None,
+        num_keypoints=input_reader.num_keypoints,
+        keypoint_ids=_keypoint_ids(input_reader, label_map) if input_reader.use_keypoint_label_map else None,
+        keypoint_depths=input_reader.load_keypoint_depth_features,
+        dense_pose=input_reader.load_dense_pose,
+        track_ids=input_reader.load_track_id,
+    )
+
+
+def _check_steps(input_reader: input_reader_pb2.InputReader, train_config: train_pb2.TrainConfig) -> None:
+    """Mirrored people need mirrored DensePose surfaces, which is a table of its own (part by part, point by point)."""
+    for number, step in enumerate(train_config.data_augmentation_options):
+        name = step.WhichOneof("preprocessing_step")
+        if input_reader.load_dense_pose and name in ("random_horizontal_flip", "random_vertical_flip"):
+            raise UserError(
+                f"data_augmentation_options[{number}].{name}: does not work with load_dense_pose of the input reader; "
+                "take one of them out"
+            )
+
+
+def _keypoint_ids(input_reader: input_reader_pb2.InputReader, label_map: LabelMap | None) -> dict[str, int]:
+    ids = label_map.keypoint_ids() if label_map else {}
+    where = label_map.path if label_map else "label_map_path"
+    if not ids:
+        raise UserError(f"use_keypoint_label_map: {where} has no item with keypoints {{ id: 0 label: 'nose' }} ...")
+    if max(ids.values()) >= input_reader.num_keypoints:
+        raise UserError(
+            f"num_keypoints is {input_reader.num_keypoints}, but {where} has keypoint ids up to {max(ids.values())} "
+            f"(ids count from 0); set it to {max(ids.values()) + 1}"
+        )
+    return ids
 
 
 def _check_size(sources: list[list[RecordFile]], batch_size: int, options: StreamOptions) -> None:

@@ -31,7 +31,7 @@ class Status(enum.Enum):
 HONOURED: dict[str, str] = {
     # The pipeline
     "TrainEvalPipelineConfig": "model train_config train_input_reader eval_config eval_input_reader",
-    "DetectionModel": "ssd faster_rcnn",
+    "DetectionModel": "ssd faster_rcnn center_net",
     # SSD
     "Ssd": "num_classes image_resizer feature_extractor box_coder matcher similarity_calculator "
     "encode_background_as_zeros negative_class_weight box_predictor anchor_generator post_processing "
@@ -58,6 +58,21 @@ HONOURED: dict[str, str] = {
     "ConvolutionalBoxPredictor.BoxEncodingsClipRange": ALL,
     "WeightSharedConvolutionalBoxPredictor": ALL,
     "WeightSharedConvolutionalBoxPredictor.BoxEncodingsClipRange": ALL,
+    # CenterNet
+    "CenterNet": "num_classes feature_extractor image_resizer use_depthwise compute_heatmap_sparse "
+    "object_detection_task object_center_params keypoint_label_map_path keypoint_estimation_task mask_estimation_task "
+    "densepose_estimation_task track_estimation_task temporal_offset_task post_processing",
+    "CenterNet.PredictionHeadParams": ALL,
+    "CenterNet.ObjectDetection": ALL,
+    "CenterNet.ObjectCenterParams": "object_center_loss_weight classification_loss heatmap_bias_init "
+    "min_box_overlap_iou max_box_predictions keypoint_weights_for_center center_head_params peak_max_pool_kernel_size",
+    "CenterNet.KeypointEstimation": ALL,
+    "CenterNet.MaskEstimation": ALL,
+    "CenterNet.DensePoseEstimation": ALL,
+    "CenterNet.TrackEstimation": ALL,
+    "CenterNet.TemporalOffsetEstimation": ALL,
+    "CenterNetFeatureExtractor": "type channel_means channel_stds bgr_ordering depth_multiplier use_separable_conv "
+    "upsampling_interpolation",
     # Layers
     "Hyperparams": ALL,
     "Regularizer": ALL,
@@ -165,14 +180,16 @@ HONOURED: dict[str, str] = {
     # Data
     "InputReader": "label_map_path shuffle shuffle_buffer_size filenames_shuffle_buffer_size num_epochs "
     "sample_1_of_n_examples num_readers num_prefetch_batches read_block_length drop_remainder max_number_of_boxes "
-    "use_display_name tf_record_input_reader sample_from_datasets_weights",
+    "use_display_name tf_record_input_reader sample_from_datasets_weights num_keypoints load_instance_masks mask_type "
+    "load_dense_pose load_track_id load_keypoint_depth_features use_keypoint_label_map",
     "TFRecordInputReader": ALL,
     "StringIntLabelMap": ALL,
-    "StringIntLabelMapItem": "name id display_name",
+    "StringIntLabelMapItem": "name id display_name keypoints",
+    "StringIntLabelMapItem.KeypointMap": ALL,
     # Augmentation steps
-    "RandomHorizontalFlip": "probability",
-    "RandomVerticalFlip": "probability",
-    "RandomRotation90": "probability",
+    "RandomHorizontalFlip": ALL,
+    "RandomVerticalFlip": ALL,
+    "RandomRotation90": ALL,
     "RandomPixelValueScale": ALL,
     "RandomRGBtoGray": ALL,
     "RandomAdjustBrightness": ALL,
@@ -215,10 +232,10 @@ HONOURED: dict[str, str] = {
 _BATCHES_BY_TF_DATA = "tf.data tunes its own parallelism and buffers"
 _ONE_MACHINE = "training runs in one process"
 _SAME_RESULT = "another way to compute the same result"
-_NO_KEYPOINTS = "records are read without keypoints"
 _LOSS_FORM = "the detector asks each loss for the form it needs"
 
 WITHOUT_EFFECT: dict[str, dict[str, str]] = {
+    "CenterNet": {"output_prediction_dict": "raw predictions are what the detector's predict returns"},
     "Ssd": {
         "inplace_batchnorm_update": "moving statistics are always updated with the step",
         "return_raw_detections_during_predict": "raw detections are always returned",
@@ -277,15 +294,12 @@ WITHOUT_EFFECT: dict[str, dict[str, str]] = {
         "num_parallel_map_calls": _BATCHES_BY_TF_DATA,
         "include_source_id": "the source id is always kept",
     },
-    "RandomHorizontalFlip": {"keypoint_flip_permutation": _NO_KEYPOINTS},
-    "RandomVerticalFlip": {"keypoint_flip_permutation": _NO_KEYPOINTS},
-    "RandomRotation90": {"keypoint_rot_permutation": _NO_KEYPOINTS},
     "StringIntLabelMapItem": {"frequency": "a note on the data set", "instance_count": "a note on the data set"},
 }
 
 UNHONOURED: dict[str, str] = {
     "TrainEvalPipelineConfig": "graph_rewriter",
-    "DetectionModel": "experimental_model center_net",
+    "DetectionModel": "experimental_model",
     "Ssd": "use_confidences_as_targets implicit_example_weight mask_head_config",
     "Ssd.MaskHead": ALL,
     "SsdFeatureExtractor": "bifpn replace_preprocessor_with_placeholder spaghettinet_arch_name",
@@ -305,30 +319,20 @@ UNHONOURED: dict[str, str] = {
     "ParameterizedMetric": ALL,
     "CocoKeypointMetrics": ALL,
     "KeypointEdge": ALL,
-    "InputReader": "num_additional_channels num_keypoints keypoint_type_weight load_multiclass_scores "
-    "load_context_features load_context_image_ids load_instance_masks mask_type load_dense_pose load_track_id "
-    "load_keypoint_depth_features input_type frame_index use_keypoint_label_map external_input_reader "
-    "expand_labels_hierarchy",
+    "InputReader": "num_additional_channels keypoint_type_weight load_multiclass_scores load_context_features "
+    "load_context_image_ids input_type frame_index external_input_reader expand_labels_hierarchy",
     "ExternalInputReader": ALL,
-    "StringIntLabelMapItem": "keypoints ancestor_ids descendant_ids",
-    "StringIntLabelMapItem.KeypointMap": ALL,
+    "StringIntLabelMapItem": "ancestor_ids descendant_ids",
     "ExperimentalModel": ALL,
     "GraphRewriter": ALL,
     "Quantization": ALL,
     "FasterRcnn": "second_stage_mask_prediction_loss_weight resize_masks output_final_box_features "
     "output_final_box_rpn_features context_config",
     "Context": ALL,
-    "CenterNet": ALL,
-    "CenterNet.PredictionHeadParams": ALL,
-    "CenterNet.ObjectDetection": ALL,
-    "CenterNet.ObjectCenterParams": ALL,
-    "CenterNet.KeypointEstimation": ALL,
-    "CenterNet.MaskEstimation": ALL,
-    "CenterNet.DensePoseEstimation": ALL,
-    "CenterNet.TrackEstimation": ALL,
-    "CenterNet.TemporalOffsetEstimation": ALL,
+    "CenterNet": "deepmac_mask_estimation",
+    "CenterNet.ObjectCenterParams": "use_labeled_classes",
     "CenterNet.DeepMACMaskEstimation": ALL,
-    "CenterNetFeatureExtractor": ALL,
+    "CenterNetFeatureExtractor": "use_depthwise",
     "ScaleBoxesToPixelCoordinates": ALL,
     "ConvertClassLogitsToSoftmax": ALL,
     "AutoAugmentImage": ALL,

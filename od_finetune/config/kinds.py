@@ -35,6 +35,10 @@ KINDS: dict[str, Kind] = {
         box_predictor=lambda faster_rcnn: faster_rcnn.second_stage_box_predictor,
         dense=False,
     ),
+    "center_net": Kind(
+        feature_extractor=lambda center_net: center_net.feature_extractor,
+        class_loss=lambda center_net: center_net.object_center_params.classification_loss,
+    ),
 }
 
 

@@ -33,7 +33,8 @@ def load_label_map(path: str) -> LabelMap:
         if not item.HasField("id"):
             name = item.name or item.display_name
             raise UserError(f"{path}: item {number} ({name!r}) has no id, expected one from 1")
-        labels.append(Label(item.id, item.name or item.display_name, item.display_name or item.name))
+        keypoints = tuple((point.id, point.label) for point in item.keypoints)
+        labels.append(Label(item.id, item.name or item.display_name, item.display_name or item.name, keypoints))
     return LabelMap(tuple(labels), path)
 
 

@@ -76,13 +76,15 @@ def _train(config: TrainEvalPipelineConfig, steps: Iterable[preprocessor_pb2.Pre
         name = step.WhichOneof("preprocessing_step")
         if name is None or name in TABLE:
             path = f"train_config.data_augmentation_options[{index}]"
-            yield path, partial(_augmentation, step, index, num_classes(config))
+            yield path, partial(_augmentation, step, index, config)
     yield from _reader("train_input_reader", config.train_input_reader, partial(check_reader, train_config=settings))
 
 
-def _augmentation(step: preprocessor_pb2.PreprocessingStep, index: int, num_classes: int) -> None:
+def _augmentation(
+    step: preprocessor_pb2.PreprocessingStep, index: int, config: TrainEvalPipelineConfig
+) -> None:
     try:
-        build_augmentation([step], num_classes)
+        build_augmentation([step], lint_checks.num_classes(config), config.train_input_reader.num_keypoints)
     except UserError as error:
         text = str(error).replace("data_augmentation_options[0]", f"data_augmentation_options[{index}]")
         raise UserError(text) from None

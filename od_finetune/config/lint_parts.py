@@ -7,9 +7,19 @@ from functools import partial
 
 from google.protobuf.message import Message
 
-from od_finetune.config import boxes, extractors, faster_rcnn, heads, roi_heads, two_stage_extractors
+from od_finetune.config import (
+    boxes,
+    center_extractors,
+    center_net,
+    center_tasks,
+    extractors,
+    faster_rcnn,
+    heads,
+    roi_heads,
+    two_stage_extractors,
+)
 from od_finetune.config.resizers import build_resizer
-from od_finetune.protos import faster_rcnn_pb2, ssd_pb2
+from od_finetune.protos import center_net_pb2, faster_rcnn_pb2, ssd_pb2
 
 Build = tuple[str, Callable[[], object]]
 """A path and what builds from the message there."""
@@ -48,7 +58,15 @@ def _faster_rcnn(proto: faster_rcnn_pb2.FasterRcnn, at: str) -> Iterator[Build]:
         )
 
 
+def _center_net(proto: center_net_pb2.CenterNet, at: str) -> Iterator[Build]:
+    yield f"{at}.image_resizer", partial(build_resizer, proto.image_resizer, f"{at}.image_resizer")
+    yield f"{at}.feature_extractor", partial(center_extractors.build_extractor, proto.feature_extractor)
+    yield f"{at}.object_center_params", partial(center_net.build_center, proto)
+    yield at, partial(center_tasks.build_tasks, proto)
+
+
 PARTS: dict[str, Callable[[Message, str], Iterator[Build]]] = {
     "ssd": _ssd,
     "faster_rcnn": _faster_rcnn,
+    "center_net": _center_net,
 }

@@ -5,9 +5,12 @@ Parameters and defaults are those of the config language (preprocessor.proto).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import tensorflow as tf
 
 from od_finetune.data import geometry
+from od_finetune.data import sample as s
 from od_finetune.data.draws import chance, integer, split, uniform
 from od_finetune.data.geometry import as_float, image_size
 from od_finetune.data.sample import Sample
@@ -15,19 +18,37 @@ from od_finetune.data.sample import Sample
 METHODS = ("area", "bicubic", "bilinear", "nearest")
 
 
-def random_horizontal_flip(sample: Sample, seed: tf.Tensor, probability: float = 0.5) -> Sample:
-    """Mirrors left and right with `probability`."""
-    return tf.cond(chance(seed, probability), lambda: geometry.flip_horizontally(sample), lambda: sample)
+def random_horizontal_flip(
+    sample: Sample, seed: tf.Tensor, probability: float = 0.5, keypoint_flip_permutation: tuple[int, ...] = ()
+) -> Sample:
+    """Mirrors left and right with `probability`; the permutation exchanges left and right keypoints."""
+    return _maybe(geometry.flip_horizontally, sample, seed, probability, keypoint_flip_permutation)
 
 
-def random_vertical_flip(sample: Sample, seed: tf.Tensor, probability: float = 0.5) -> Sample:
-    """Mirrors top and bottom with `probability`."""
-    return tf.cond(chance(seed, probability), lambda: geometry.flip_vertically(sample), lambda: sample)
+def random_vertical_flip(
+    sample: Sample, seed: tf.Tensor, probability: float = 0.5, keypoint_flip_permutation: tuple[int, ...] = ()
+) -> Sample:
+    """Mirrors top and bottom with `probability`; the permutation exchanges left and right keypoints."""
+    return _maybe(geometry.flip_vertically, sample, seed, probability, keypoint_flip_permutation)
 
 
-def random_rotation90(sample: Sample, seed: tf.Tensor, probability: float = 0.5) -> Sample:
-    """A quarter turn anticlockwise with `probability`."""
-    return tf.cond(chance(seed, probability), lambda: geometry.rotate90(sample), lambda: sample)
+def random_rotation90(
+    sample: Sample, seed: tf.Tensor, probability: float = 0.5, keypoint_rot_permutation: tuple[int, ...] = ()
+) -> Sample:
+    """A quarter turn anticlockwise with `probability`; the permutation says which keypoint each becomes."""
+    return _maybe(geometry.rotate90, sample, seed, probability, keypoint_rot_permutation)
+
+
+def _maybe(
+    move: Callable[[Sample], Sample],
+    sample: Sample,
+    seed: tf.Tensor,
+    probability: float,
+    permutation: tuple[int, ...],
+) -> Sample:
+    return tf.cond(
+        chance(seed, probability), lambda: geometry.permute_keypoints(move(sample), permutation), lambda: sample
+    )
 
 
 def random_image_scale(
@@ -68,10 +89,12 @@ def resize_image(
 
 def random_resize_method(sample: Sample, seed: tf.Tensor, target_height: int = 0, target_width: int = 0) -> Sample:
     """Resizes to target_height x target_width by a method drawn from `METHODS`."""
+    bare = sample._replace(objects={})
     branches = [
-        lambda method=method: geometry.resize(sample, target_height, target_width, method).image for method in METHODS
+        lambda method=method: geometry.resize(bare, target_height, target_width, method).image for method in METHODS
     ]
-    return sample._replace(image=tf.switch_case(integer(seed, 0, len(METHODS) - 1), branches))
+    image = tf.switch_case(integer(seed, 0, len(METHODS) - 1), branches)
+    return geometry.resize_masks(sample._replace(image=image), target_height, target_width)
 
 
 def random_pad_image(
@@ -145,9 +168,15 @@ def random_self_concat_image(
 
 def _twice(sample: Sample, axis: int) -> Sample:
     scale, shift = tf.constant([[0.5, 1.0], [1.0, 0.5]])[axis], tf.constant([[0.5, 0.0], [0.0, 0.5]])[axis]
-    first = sample.boxes * tf.tile(scale, [2])
+    boxes = sample.boxes * tf.tile(scale, [2])
+    halves = geometry.move_points(sample, lambda points: points * scale)
+    others = geometry.move_points(sample, lambda points: points * scale + shift)
+    if s.MASKS in sample.objects:
+        masks = sample.objects[s.MASKS]
+        halves[s.MASKS] = tf.concat([masks, tf.zeros_like(masks)], axis + 1)
+        others[s.MASKS] = tf.concat([tf.zeros_like(masks), masks], axis + 1)
     return Sample(
         tf.concat([sample.image, sample.image], axis),
-        tf.concat([first, first + tf.tile(shift, [2])], 0),
-        {name: tf.concat([values, values], 0) for name, values in sample.objects.items()},
+        tf.concat([boxes, boxes + tf.tile(shift, [2])], 0),
+        {name: tf.concat([values, others[name]], 0) for name, values in halves.items()},
     )

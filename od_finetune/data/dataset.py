@@ -18,10 +18,11 @@ from od_finetune.data import checks, records
 from od_finetune.data import sample as s
 from od_finetune.data.decoder import Decoder
 from od_finetune.data.draws import fold_in, split, uniform
-from od_finetune.data.geometry import as_float
+from od_finetune.data.geometry import as_float, masks_like
+from od_finetune.data.groundtruth import BatchOptions, to_groundtruth
 from od_finetune.data.records import RecordFile
 from od_finetune.data.sample import Sample, Step
-from od_finetune.fields import Batch, Groundtruth
+from od_finetune.fields import Batch
 
 Resize = Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
@@ -39,18 +40,6 @@ class StreamOptions(NamedTuple):
     sample_1_of_n: int = 1
     num_epochs: int = 0  # 0: for ever
     seed: int = 0
-
-
-class BatchOptions(NamedTuple):
-    """What becomes of a record."""
-
-    batch_size: int
-    num_classes: int
-    max_boxes: int = 100  # boxes are filled up to this many ...
-    truncate: bool = True  # ... and cut off there; else a batch is as long as its longest image needs
-    merge_labels: bool = False  # boxes with equal corners become one with several classes
-    drop_remainder: bool = True
-    prefetch: int = 2  # batches
 
 
 def build_stream(
@@ -142,9 +131,13 @@ def build_batches(
         decoded = decoder(record[1], record[0])
         sample = augment(decoded.sample, fold_in(base_seed, index), steps)
         image, true_shape = resize(sample.image)
+        true_shape = tf.ensure_shape(tf.cast(true_shape, tf.int32), [3])
+        if s.MASKS in sample.objects:
+            masks = masks_like(sample.objects[s.MASKS], image, true_shape)
+            sample = sample._replace(objects={**sample.objects, s.MASKS: masks})
         return Batch(
             images=as_float(image),
-            true_shapes=tf.ensure_shape(tf.cast(true_shape, tf.int32), [3]),
+            true_shapes=true_shape,
             groundtruth=to_groundtruth(sample, options),
             keys=decoded.key,
             source_ids=decoded.source_id,
@@ -164,10 +157,25 @@ def build_batches(
 
 
 def _batch(dataset: tf.data.Dataset, options: BatchOptions) -> tf.data.Dataset:
-    shapes = tf.nest.map_structure(lambda spec: spec.shape, dataset.element_spec)
-    if all(spec.shape.is_fully_defined() for spec in tf.nest.flatten(dataset.element_spec)):
+    structure = dataset.element_spec
+    specs = tf.nest.flatten(structure)
+    present = [number for number, spec in enumerate(specs) if isinstance(spec, tf.TensorSpec)]
+    if all(specs[number].shape.is_fully_defined() for number in present):
         return dataset.batch(options.batch_size, options.drop_remainder)
-    return dataset.padded_batch(options.batch_size, shapes, drop_remainder=options.drop_remainder)
+
+    @tf.autograph.experimental.do_not_convert
+    def fields_present(batch: Batch) -> tuple[tf.Tensor, ...]:
+        values = tf.nest.flatten(batch)
+        return tuple(values[number] for number in present)
+
+    @tf.autograph.experimental.do_not_convert
+    def all_fields(*values: tf.Tensor) -> Batch:
+        by_number = dict(zip(present, values, strict=True))
+        return tf.nest.pack_sequence_as(structure, [by_number.get(number) for number in range(len(specs))])
+
+    # padded_batch takes no None, which is what a field that is not loaded holds
+    dataset = dataset.map(fields_present).padded_batch(options.batch_size, drop_remainder=options.drop_remainder)
+    return dataset.map(all_fields)
 
 
 def augment(sample: Sample, seed: tf.Tensor, steps: Sequence[Step]) -> Sample:
@@ -175,52 +183,6 @@ def augment(sample: Sample, seed: tf.Tensor, steps: Sequence[Step]) -> Sample:
     for number, step in enumerate(steps):
         sample = step(sample, fold_in(seed, number))
     return sample
-
-
-def to_groundtruth(sample: Sample, options: BatchOptions) -> Groundtruth:
-    """The sample's objects as one image's `Groundtruth`, classes one-hot, filled or cut to `max_boxes`."""
-    classes = tf.one_hot(sample.objects[s.CLASSES] - 1, options.num_classes, dtype=tf.float32)
-    if options.merge_labels:
-        sample, classes = merge_labels(sample, classes)
-    count = tf.shape(sample.boxes)[0]
-    length: int | tf.Tensor = options.max_boxes
-    if not options.truncate:
-        length = tf.maximum(count, options.max_boxes)
-
-    def fit(values: tf.Tensor) -> tf.Tensor:
-        values = values[:length]
-        margins = [[0, length - tf.shape(values)[0]]] + [[0, 0]] * (values.shape.rank - 1)
-        static = options.max_boxes if options.truncate else None
-        return tf.ensure_shape(tf.pad(values, margins), [static, *values.shape[1:]])
-
-    objects = {name: fit(values) for name, values in sample.objects.items() if name != s.CLASSES}
-    return Groundtruth(
-        boxes=fit(tf.ensure_shape(sample.boxes, [None, 4])),
-        classes=fit(classes),
-        weights=objects[s.WEIGHTS],
-        num_boxes=tf.minimum(count, length),
-        is_crowd=objects[s.IS_CROWD],
-        difficult=objects[s.DIFFICULT],
-        group_of=objects[s.GROUP_OF],
-        area=objects[s.AREA],
-    )
-
-
-def merge_labels(sample: Sample, classes: tf.Tensor) -> tuple[Sample, tf.Tensor]:
-    """One box for all boxes with the same corners, with the classes of all of them (k-hot `[n, C]`).
-
-    Everything else is taken from the first of them.
-    """
-    same = tf.reduce_all(tf.equal(sample.boxes[:, None], sample.boxes[None]), axis=-1)
-    count = tf.shape(sample.boxes)[0]
-    # arg max over a row of no element is an error, and there is nothing to merge
-    first = tf.cond(
-        count > 0,
-        lambda: tf.equal(tf.argmax(tf.cast(same, tf.int32), axis=-1, output_type=tf.int32), tf.range(count)),
-        lambda: tf.zeros([0], tf.bool),
-    )
-    merged = tf.minimum(tf.matmul(tf.cast(same, tf.float32), classes), 1.0)
-    return sample.select(first), tf.boolean_mask(merged, tf.ensure_shape(first, [None]))
 
 
 def explain(

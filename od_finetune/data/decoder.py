@@ -8,13 +8,14 @@ import tensorflow as tf
 
 from od_finetune.data import sample as s
 from od_finetune.data.checks import Check, attempt, describe, require
+from od_finetune.data.columns import BOX, first, first_true, fit, pick, same_length
+from od_finetune.data.object_extras import ObjectExtras
 from od_finetune.data.sample import Sample
 
 BOX_TOLERANCE = 5e-3
 """How far a box may reach outside the image and still be clipped: half a pixel or a 1-based coordinate at 200
 pixels. Farther out it means something else (pixels, another image)."""
 
-_BOX = "image/object/bbox/"
 _SIDES = ("ymin", "xmin", "ymax", "xmax")
 _TYPES = {
     "image/encoded": tf.string,
@@ -29,7 +30,7 @@ _TYPES = {
     "image/object/difficult": tf.int64,
     "image/object/group_of": tf.int64,
     "image/object/area": tf.float32,
-    **{_BOX + side: tf.float32 for side in _SIDES},
+    **{BOX + side: tf.float32 for side in _SIDES},
 }
 _OPTIONAL = {  # field of the sample: (key, value where the record has none)
     s.WEIGHTS: ("image/object/weight", 1.0),
@@ -56,9 +57,20 @@ class Decoder:
     the label map where there is both, else from `image/object/class/label`.
     """
 
-    def __init__(self, num_classes: int, label_ids: dict[str, int] | None = None, label_map_path: str = "label map"):
-        """`label_ids`: class text -> label id (from 1), see `LabelMap.ids`; None: records carry ids."""
+    def __init__(
+        self,
+        num_classes: int,
+        label_ids: dict[str, int] | None = None,
+        label_map_path: str = "label map",
+        extras: ObjectExtras | None = None,
+    ):
+        """Args:
+        label_ids: class text -> label id (from 1), see `LabelMap.ids`; None: records carry ids.
+        extras: what of an object is loaded beside its box and class.
+        """
         self.num_classes = num_classes
+        self._extras = extras
+        self._types = _TYPES | (extras.types if extras else {})
         self._label_map_path = label_map_path
         self._label_ids = None
         if label_ids:
@@ -73,24 +85,23 @@ class Decoder:
         Raises (eagerly, and through the data set; see `checks.explain`):
           tf.errors.InvalidArgumentError: naming position, source id, what was found and what was expected.
         """
-        features = attempt(_parse, serialized, _unparsable())
-        source_id = _first(features["image/source_id"], _first(features["image/filename"], ""))
+        features = attempt(self._parse, serialized, self._unparsable())
+        source_id = first(features["image/source_id"], first(features["image/filename"], ""))
         key = tf.where(tf.equal(source_id, ""), position, tf.strings.join([position, " ", source_id]))
         parsed = features.pop("parsed")
-        image = attempt(_decode_image, _first(features["image/encoded"], ""), tf.zeros([0, 0, 3], tf.uint8))
+        image = attempt(_decode_image, first(features["image/encoded"], ""), tf.zeros([0, 0, 3], tf.uint8))
         sides, lists, list_checks = self._lists(features)
         raw_boxes = tf.stack(sides, axis=-1)
         boxes = tf.clip_by_value(raw_boxes, 0.0, 1.0)
-        class_checks = self._class_checks(features, lists.pop("text"), lists[s.CLASSES])
+        checks = list_checks + _box_checks(raw_boxes, boxes)
+        checks += self._class_checks(features, lists.pop("text"), lists[s.CLASSES])
+        if self._extras:
+            extras, extra_checks = self._extras.decode(features, tf.size(sides[0]), image)
+            lists |= extras
+            checks += extra_checks
         image, boxes, lists = require(
             key,
-            [
-                Check(parsed, lambda: _UNPARSABLE),
-                *_image_checks(features, image),
-                *list_checks,
-                *_box_checks(raw_boxes, boxes),
-                *class_checks,
-            ],
+            [Check(parsed, lambda: tf.constant(self._unparsable_text())), *_image_checks(features, image), *checks],
             (image, boxes, lists),
         )
         image.set_shape([None, None, 3])
@@ -102,15 +113,15 @@ class Decoder:
 
         All are cut or filled to the length of ymin, so that nothing fails before the checks do.
         """
-        length = tf.size(features[_BOX + "ymin"])
+        length = tf.size(features[BOX + "ymin"])
         checks = []
         for side in _SIDES[1:]:
-            checks.append(_same_length(features, _BOX + side, length))
-        sides = [_fit(features[_BOX + side], length) for side in _SIDES]
+            checks.append(same_length(features, BOX + side, length))
+        sides = [fit(features[BOX + side], length) for side in _SIDES]
         text, label = features["image/object/class/text"], features["image/object/class/label"]
         if self._label_ids is None:
             classes = label
-            checks.append(_same_length(features, "image/object/class/label", length, self._no_label_hint()))
+            checks.append(same_length(features, "image/object/class/label", length, self._no_label_hint()))
         else:
             use_text = tf.size(text) > 0
             # only one of the two has any rows
@@ -125,13 +136,28 @@ class Decoder:
                     ),
                 )
             )  # fmt: skip
-        lists = {s.CLASSES: _fit(classes, length), "text": _fit(text, length)}
+        lists = {s.CLASSES: fit(classes, length), "text": fit(text, length)}
         for name, (key, default) in _OPTIONAL.items():
             values = features[key]
-            checks.append(_same_length(features, key, length, optional=True))
+            checks.append(same_length(features, key, length, optional=True))
             values = tf.cast(values, tf.bool if isinstance(default, bool) else tf.float32)
-            lists[name] = _fit(values, length, default)
+            lists[name] = fit(values, length, default)
         return sides, lists, checks
+
+    def _parse(self, serialized: tf.Tensor) -> dict[str, tf.Tensor]:
+        # everything as a list of any length: what is missing or doubled is then ours to report
+        spec = {key: tf.io.FixedLenSequenceFeature([], dtype, allow_missing=True) for key, dtype in self._types.items()}
+        return {**tf.io.parse_single_example(serialized, spec), "parsed": tf.constant(True)}
+
+    def _unparsable(self) -> dict[str, tf.Tensor]:
+        return {**{key: tf.zeros([0], dtype) for key, dtype in self._types.items()}, "parsed": tf.constant(False)}
+
+    def _unparsable_text(self) -> str:
+        hint = f"; {self._extras.types_hint}" if self._extras and self._extras.types_hint else ""
+        return (
+            "is no tf.train.Example whose image/... features have the OD API's types (floats for boxes, int64 "
+            f"labels{hint})"
+        )
 
     def _no_label_hint(self) -> str:
         return "; to use image/object/class/text instead, set label_map_path"
@@ -144,7 +170,7 @@ class Decoder:
                 Check(
                     tf.logical_not(tf.reduce_any(unknown)),
                     lambda: describe(
-                        "class text '", _pick(text, unknown), "' of box ", _first_true(unknown), " is not in ",
+                        "class text '", pick(text, unknown), "' of box ", first_true(unknown), " is not in ",
                         self._label_map_path, "; add an item for it or correct the record",
                     ),
                 )
@@ -154,7 +180,7 @@ class Decoder:
             Check(
                 tf.logical_not(tf.reduce_any(wrong)),
                 lambda: describe(
-                    "label id ", _pick(classes, wrong), " of box ", _first_true(wrong),
+                    "label id ", pick(classes, wrong), " of box ", first_true(wrong),
                     f", expected 1 to {self.num_classes} (num_classes; 0 is the background)",
                 ),
             )
@@ -162,60 +188,9 @@ class Decoder:
         return checks
 
 
-_UNPARSABLE = "is no tf.train.Example whose image/... features have the OD API's types (floats for boxes, int64 labels)"
-
-
-def _parse(serialized: tf.Tensor) -> dict[str, tf.Tensor]:
-    # everything as a list of any length: what is missing or doubled is then ours to report
-    spec = {key: tf.io.FixedLenSequenceFeature([], dtype, allow_missing=True) for key, dtype in _TYPES.items()}
-    return {**tf.io.parse_single_example(serialized, spec), "parsed": tf.constant(True)}
-
-
-def _unparsable() -> dict[str, tf.Tensor]:
-    return {**{key: tf.zeros([0], dtype) for key, dtype in _TYPES.items()}, "parsed": tf.constant(False)}
-
-
 def _decode_image(encoded: tf.Tensor) -> tf.Tensor:
     image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
     return tf.ensure_shape(image, [None, None, 3])
-
-
-def _first(values: tf.Tensor, default: tf.Tensor | str) -> tf.Tensor:
-    """The first of `values`, or `default`."""
-    return tf.concat([values, [default]], axis=0)[0]
-
-
-def _fit(values: tf.Tensor, length: tf.Tensor, default: float | bool | str | None = None) -> tf.Tensor:
-    """`values` cut to `length`, or filled with `default` (the type's zero where not given)."""
-    filler = _zero(values.dtype) if default is None else tf.constant(default, values.dtype)
-    return tf.concat([values, tf.fill([length], filler)], axis=0)[:length]
-
-
-def _zero(dtype: tf.DType) -> tf.Tensor:
-    return tf.constant("") if dtype == tf.string else tf.zeros([], dtype)
-
-
-def _first_true(mask: tf.Tensor) -> tf.Tensor:
-    """Index of the first true element; the length of `mask` if there is none."""
-    return tf.argmax(tf.concat([tf.cast(mask, tf.int32), [1]], axis=0), output_type=tf.int32)
-
-
-def _pick(values: tf.Tensor, mask: tf.Tensor) -> tf.Tensor:
-    """The element (row) of `values` at the first true element of `mask`, or the type's zero."""
-    filler = tf.fill(tf.concat([[1], tf.shape(values)[1:]], axis=0), _zero(values.dtype))
-    return tf.concat([values, filler], axis=0)[_first_true(mask)]
-
-
-def _same_length(
-    features: dict[str, tf.Tensor], key: str, length: tf.Tensor, hint: str = "", optional: bool = False
-) -> Check:
-    count = tf.size(features[key])
-    holds = tf.equal(count, length)
-    if optional:
-        holds = tf.logical_or(holds, tf.equal(count, 0))
-    return Check(
-        holds, lambda: describe(count, f" values in {key}, expected ", length, f" (as many as {_BOX}ymin){hint}")
-    )
 
 
 def _image_checks(features: dict[str, tf.Tensor], image: tf.Tensor) -> list[Check]:
@@ -225,8 +200,8 @@ def _image_checks(features: dict[str, tf.Tensor], image: tf.Tensor) -> list[Chec
         Check(
             tf.size(image) > 0,
             lambda: describe(
-                "image/encoded (", tf.strings.length(_first(encoded, "")), " bytes, image/format '",
-                _first(features["image/format"], ""), "') can't be decoded; expected a whole JPEG, PNG, GIF or BMP",
+                "image/encoded (", tf.strings.length(first(encoded, "")), " bytes, image/format '",
+                first(features["image/format"], ""), "') can't be decoded; expected a whole JPEG, PNG, GIF or BMP",
             ),
         ),
     ]  # fmt: skip
@@ -249,9 +224,9 @@ def _box_checks(raw: tf.Tensor, clipped: tf.Tensor) -> list[Check]:
 
 def _box_check(boxes: tf.Tensor, wrong: tf.Tensor, expected: str) -> Check:
     def message() -> tf.Tensor:
-        numbers = tf.strings.reduce_join(tf.strings.as_string(_pick(boxes, wrong), shortest=True), separator=", ")
+        numbers = tf.strings.reduce_join(tf.strings.as_string(pick(boxes, wrong), shortest=True), separator=", ")
         return describe(
-            "box ", _first_true(wrong), " (ymin, xmin, ymax, xmax) is [", numbers, f"], expected {expected}"
+            "box ", first_true(wrong), " (ymin, xmin, ymax, xmax) is [", numbers, f"], expected {expected}"
         )
 
     return Check(tf.logical_not(tf.reduce_any(wrong)), message)

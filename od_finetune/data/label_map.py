@@ -9,11 +9,15 @@ from od_finetune.errors import UserError
 
 
 class Label(NamedTuple):
-    """One class. `name` is what records hold in `image/object/class/text`; `display_name` is for people."""
+    """One class. `name` is what records hold in `image/object/class/text`; `display_name` is for people.
+
+    `keypoints`: (place from 0, name) of each keypoint that objects of the class have.
+    """
 
     id: int
     name: str
     display_name: str
+    keypoints: tuple[tuple[int, str], ...] = ()
 
 
 class LabelMap(NamedTuple):
@@ -42,6 +46,10 @@ class LabelMap(NamedTuple):
             return by_display_name
         return {**by_display_name, **{label.name: label.id for label in self.labels if label.name}}
 
+    def keypoint_ids(self) -> dict[str, int]:
+        """Keypoint text as records hold it -> its place among all keypoints, from 0; of all classes together."""
+        return {name: id_ for label in self.labels for id_, name in label.keypoints}
+
     def errors(self, num_classes: int | None = None) -> list[str]:
         """What makes the map unusable (for a model of `num_classes`), one message each; empty when sound."""
         found = [] if self.labels else [f"{self.path}: holds no item, expected one per class"]
@@ -57,11 +65,27 @@ class LabelMap(NamedTuple):
         for name, count in collections.Counter(label.name for label in self.labels if label.name).items():
             if count > 1:
                 found.append(f"{self.path}: name {name!r} is given to {count} items, expected each name once")
+        found += self._keypoint_errors()
         if num_classes is not None and self.max_id > num_classes:
             found.append(
                 f"{self.path}: largest id is {self.max_id}, but the model has num_classes {num_classes}; "
                 f"set num_classes to {self.max_id} or renumber the labels"
             )
+        return found
+
+    def _keypoint_errors(self) -> list[str]:
+        """Two keypoints of one name or one place; classes may share a keypoint as a whole."""
+        points = {point for label in self.labels for point in label.keypoints}
+        found = [
+            f"{self.path}: keypoint {name!r} has id {id_}, expected ids from 0" for id_, name in sorted(points) if id_ < 0
+        ]
+        for what, index in (("id", 0), ("label", 1)):
+            counts = collections.Counter(point[index] for point in points)
+            found += [
+                f"{self.path}: keypoint {what} {value!r} is given to {count} keypoints, expected each once"
+                for value, count in counts.items()
+                if count > 1
+            ]
         return found
 
     def warnings(self, num_classes: int | None = None) -> list[str]:

@@ -35,7 +35,7 @@ def image_records(batch: fields.Batch, detections: fields.Detections) -> Iterato
 
     A box with several classes (`classes` is k-hot) counts once for each class.
     """
-    truth = fields.Groundtruth(*(np.asarray(value) for value in batch.groundtruth))
+    truth = fields.Groundtruth(*(None if value is None else np.asarray(value) for value in batch.groundtruth))
     counts = np.asarray(detections.num_detections)
     found = [np.asarray(value) for value in (detections.boxes, detections.classes, detections.scores)]
     for i, shape in enumerate(np.asarray(batch.original_shapes)):

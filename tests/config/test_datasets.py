@@ -68,8 +68,12 @@ def _train(text: str = "", batch_size: int = 4) -> Any:
 AUGMENTED = "data_augmentation_options { random_horizontal_flip {} } data_augmentation_options { ssd_random_crop {} }"
 
 
+def _numpy(value: tf.Tensor | None) -> np.ndarray | None:
+    return None if value is None else value.numpy()
+
+
 def _take(dataset: tf.data.Dataset, count: int) -> list[Batch]:
-    return [tf.nest.map_structure(lambda value: value.numpy(), batch) for batch in dataset.take(count)]
+    return [tf.nest.map_structure(_numpy, batch) for batch in dataset.take(count)]
 
 
 def _assert_same(first: list[Batch], second: list[Batch]) -> None:

@@ -104,12 +104,16 @@ def test_batches_of_tensors_add_up_and_reset_forgets(pictures_of, batch_of):
     for part in (pictures[:4], pictures[4:]):
         batch, detections = batch_of(part)
         metric.update(
-            batch._replace(groundtruth=type(batch.groundtruth)(*map(tf.constant, batch.groundtruth))),
+            batch._replace(groundtruth=tf.nest.map_structure(_tensor, batch.groundtruth)),
             detections._replace(boxes=tf.constant(detections.boxes), scores=tf.constant(detections.scores)),
         )
     assert metric.result() == _measure(batch_of(pictures))
     metric.reset()
     assert metric.result()[MAP] == -1
+
+
+def _tensor(value):
+    return None if value is None else tf.constant(value)
 
 
 def _pycocotools(records, category_ids):

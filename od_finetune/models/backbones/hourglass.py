@@ -201,6 +201,7 @@ class Hourglass(tf.Module):
         self._first = _Convolution(f"{entry}/conv_block", hyperparams, architecture.first, kernel_size, self._stride)
         self._second = _Residual(f"{entry}/residual_block", hyperparams, filters[0], self._stride, project=True)
         count = range(architecture.hourglasses)
+        self.levels = tuple(f"hourglass_{index}" for index in count)
         self._hourglasses = [
             _Hourglass(f"{scope}/hourglass_{index}", hyperparams, filters, architecture.blocks) for index in count
         ]

@@ -1,17 +1,19 @@
 """The tasks of a CenterNet: what each predicts, learns and adds to the detections. The maths is in
-`boxes/center_*.py`."""
+`boxes/center_*.py`; `center_keypoint_tasks` and `center_more_tasks` have the others."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import tensorflow as tf
 
 from od_finetune import fields
-from od_finetune.boxes import center_decode, center_objects
+from od_finetune.boxes import center_decode, center_keypoints, center_objects, center_targets
 from od_finetune.boxes.center_grid import Grid
 from od_finetune.models.heads.center import HeadOptions, HeadSpec
+from od_finetune.models.keras_names import Numbering
 
 Maps = dict[str, list[tf.Tensor]]
 
@@ -35,38 +37,83 @@ class Scene(NamedTuple):
             boxes = tf.tile(tf.cast(self.peaks.cells, tf.float32), [1, 1, 2])
         return center_decode.detections(self.peaks, self.heat, boxes, self.grid)._replace(**self.more)
 
+    def knowing(self, **more: tf.Tensor) -> Scene:
+        """The same with further fields of Detections."""
+        return self._replace(more={**self.more, **more})
 
-class Task(Protocol):
+    def are_of(self, class_id: int) -> tf.Tensor:
+        """bool `[B, D]`: which objects are of a class (0-based)."""
+        return (self.peaks.channels == class_id) & (self.peaks.scores > 0.0)
+
+
+class Task:
     """One thing that a CenterNet predicts."""
 
     @property
     def heads(self) -> tuple[HeadSpec, ...]:
         """What its heads predict."""
+        raise NotImplementedError
+
+    @property
+    def modules(self) -> tuple[tf.Module, ...]:
+        """What has weights beside the heads."""
+        return ()
+
+    def build(self) -> None:
+        """Creates the variables of `modules`."""
 
     def losses(self, maps: Maps, groundtruth: fields.Groundtruth, grid: Grid) -> dict[str, tf.Tensor]:
         """Weighted scalar losses by name. `maps`: by head, one per output of the network."""
+        raise NotImplementedError
 
     def decode(self, maps: dict[str, tf.Tensor], scene: Scene) -> Scene:
         """The scene with what this task says of the objects. `maps`: by head, of the last output."""
+        raise NotImplementedError
+
+    def tf2_names(self, numbering: Numbering) -> dict[str, str]:
+        """Canonical scope -> full name in the OD API's TF2 checkpoints, of the layers of `modules`."""
+        del numbering
+        return {}
 
     def tf2_objects(self) -> fields.ObjectTree:
-        """What its parameters are in the object graph of the OD API's TF2 checkpoints: lists that hold nothing."""
+        """What the detector has of it in the object graph of those checkpoints, beside the heads."""
+        return {}
 
 
-class Center(NamedTuple):
-    """Objects as peaks of heat maps."""
+class KeypointCenters(NamedTuple):
+    """Centres that are a weighted mean of keypoints instead of the middle of a box."""
+
+    class_id: int  # 0-based
+    indices: Sequence[int]  # of the keypoints among all of the ground truth
+    weights: Sequence[float]  # keypoint_weights_for_center
+
+
+@dataclasses.dataclass(frozen=True)
+class Center:
+    """Objects as peaks of heat maps: the task that all others build on."""
 
     targets: center_objects.ObjectCenters
     num_classes: int
     options: HeadOptions = HeadOptions()
     bias_init: float = -2.19
+    from_keypoints: KeypointCenters | None = None
 
     @property
     def heads(self) -> tuple[HeadSpec, ...]:
+        """One heat map per class."""
         return (HeadSpec(OBJECT_CENTER, self.num_classes, self.options, self.bias_init, per_class=True),)
 
     def losses(self, maps: Maps, groundtruth: fields.Groundtruth, grid: Grid) -> dict[str, tf.Tensor]:
-        return {OBJECT_CENTER: self.targets.losses(maps[OBJECT_CENTER], groundtruth, grid)}
+        """See `Task`."""
+        logits, keypoints = maps[OBJECT_CENTER], self.from_keypoints
+        if keypoints is None:
+            return {OBJECT_CENTER: self.targets.losses(logits, groundtruth, grid)}
+        labels = center_keypoints.select(groundtruth, keypoints.class_id, keypoints.indices, grid)
+        heat = center_targets.keypoint_center_heat_map(
+            labels.points, labels.weights, keypoints.weights, groundtruth.classes, groundtruth.weights, grid,
+            self.targets.min_iou, self.targets.static,
+        )  # fmt: skip
+        return {OBJECT_CENTER: self.targets.losses_of(heat, logits, groundtruth, grid)}
 
     def decode(self, maps: dict[str, tf.Tensor], grid: Grid) -> Scene:
         """The objects' classes, scores and cells."""
@@ -74,11 +121,12 @@ class Center(NamedTuple):
         return Scene(peaks, heat, grid)
 
     def tf2_objects(self) -> fields.ObjectTree:
-        names = ("keypoint_weights_for_center", "center_head_num_filters", "center_head_kernel_sizes")
-        return {"_center_params": named_tuple(names, 6)}
+        """See `Task`."""
+        return {"_center_params": named_tuple(("keypoint_weights_for_center", *head_lists("center")), 6)}
 
 
-class Boxes(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Boxes(Task):
     """Height, width and the centre's place within its cell."""
 
     targets: center_objects.Boxes
@@ -108,7 +156,7 @@ def head_lists(*heads: str) -> tuple[str, ...]:
 
 def named_tuple(names: tuple[str, ...], *positions: int) -> fields.ObjectTree:
     """A named tuple in an object graph: each list in it is held by its name and by its position. A single position is
-    that of the first list, others follow it."""
+    that of the first list, the others follow it."""
     if len(positions) == 1:
         positions = tuple(range(positions[0], positions[0] + len(names)))
     lists: dict[str, fields.ObjectTree] = {name: {} for name in names}

@@ -85,4 +85,5 @@ class CenterHead(tf.Module):
     def class_layout(self, name: str) -> ClassLayout | None:
         """Where each class has its outputs in a variable of this head; None where it has none."""
         outputs = {last.name for _, last in self._nets}
-        return ClassLayout(1, self.spec.channels) if self.spec.per_class and name.rpartition("/")[0] in outputs else None
+        is_output = name.rpartition("/")[0] in outputs
+        return ClassLayout(1, self.spec.channels) if self.spec.per_class and is_output else None

@@ -20,24 +20,6 @@ HYPERPARAMS = ConvHyperparams(
 )
 
 
-class Levels(tf.Module):
-    """Hands the backbone's levels on, in order: those of an hourglass have the right resolution as they are."""
-
-    def __call__(self, features: dict[str, tf.Tensor], training: bool = False) -> list[tf.Tensor]:
-        """Levels by name -> levels `[B, h, w, C]`."""
-        del training
-        return list(features.values())
-
-    def tf2_names(self, numbering: Numbering) -> dict[str, str]:
-        """No layer has a name."""
-        del numbering
-        return {}
-
-    def tf2_layers(self) -> list[ObjectTree]:
-        """None."""
-        return []
-
-
 class _Transposed(tf.Module):
     """A 3x3 convolution, transposed: twice the resolution. With bias, norm and ReLU."""
 
