@@ -40,7 +40,8 @@ DEEP_MASKS = """deepmac_mask_estimation { dim: 3 pixel_embedding_dim: 4 mask_siz
 
 
 def center_net(*tasks: str) -> CenterNet:
-    return build_detector(text_format.Parse(BASE % " ".join(tasks), model_pb2.DetectionModel()))
+    # A later value of a field overrides an earlier one.
+    return build_detector(text_format.Merge(BASE % " ".join(tasks), model_pb2.DetectionModel()))
 
 
 @functools.cache
@@ -71,7 +72,7 @@ def groundtruth() -> fields.Groundtruth:
         dense_pose_part_ids=tf.constant(random.integers(0, 3, [2, 3, 4]), tf.int32),
         dense_pose_surface_coords=tf.constant(random.uniform(0, 1, [2, 3, 4, 4]), tf.float32),
         track_ids=tf.constant([[1, 4, 0], [2, 0, 0]]),
-        temporal_offsets=tf.constant(random.uniform(-0.1, 0.1, [2, 3, 2]), tf.float32),
+        temporal_offsets=tf.constant(random.uniform(1, 2, [2, 3, 2]), tf.float32),
         track_match_flags=tf.constant([[1.0, 0, 0], [1, 0, 0]]),
     )
 

@@ -109,14 +109,14 @@ class TrackClassifier(tf.Module):
         self._output = tf_keras.layers.Dense(num_ids, name=f"{scope}/output")
 
     def __call__(self, embeddings: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """`[..., E]` -> logits `[..., num_ids]`."""
+        """`[B, N, E]` -> logits `[B, N, num_ids]`."""
         for dense, norm in self._hidden:
             embeddings = tf.nn.relu(norm(dense(embeddings), training=training))
         return self._output(embeddings)
 
     def build(self) -> None:
         """Creates the variables."""
-        self(tf.zeros([1, self._size]))
+        self(tf.zeros([1, 1, self._size]))
 
     def tf2_names(self, numbering: Numbering) -> dict[str, str]:
         """Canonical scope -> full name in the OD API's TF2 checkpoints."""
