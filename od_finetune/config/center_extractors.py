@@ -192,5 +192,5 @@ def _three(proto: Proto, field: str, default: float) -> tuple[float, ...]:
     if len(values) != 3:
         raise UserError(f"{AT}.{field}: found {len(values)} values, expected 3, one per channel")
     if field == "channel_stds" and 0.0 in values:
-        raise UserError(f"{AT}.{field}: found 0 among {', '.join(f'{x:g}' for x in values)}; pixels are divided by them")
+        raise UserError(f"{AT}.{field}: found 0 among {', '.join(map(str, values))}; pixels are divided by them")
     return values

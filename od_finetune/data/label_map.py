@@ -76,9 +76,8 @@ class LabelMap(NamedTuple):
     def _keypoint_errors(self) -> list[str]:
         """Two keypoints of one name or one place; classes may share a keypoint as a whole."""
         points = {point for label in self.labels for point in label.keypoints}
-        found = [
-            f"{self.path}: keypoint {name!r} has id {id_}, expected ids from 0" for id_, name in sorted(points) if id_ < 0
-        ]
+        negative = [point for point in sorted(points) if point[0] < 0]
+        found = [f"{self.path}: keypoint {name!r} has id {id_}, expected ids from 0" for id_, name in negative]
         for what, index in (("id", 0), ("label", 1)):
             counts = collections.Counter(point[index] for point in points)
             found += [

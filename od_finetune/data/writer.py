@@ -11,6 +11,14 @@ from typing import NamedTuple
 import tensorflow as tf
 
 
+class LabelledKeypoint(NamedTuple):
+    """A point of an object: normalised, `visibility` as COCO's (0 not labelled, 1 labelled but hidden, 2 visible)."""
+
+    y: float
+    x: float
+    visibility: int = 2
+
+
 class LabelledBox(NamedTuple):
     """One object: normalised corners, label id (from 1), class text and the flags of PASCAL VOC and COCO."""
 
@@ -23,12 +31,26 @@ class LabelledBox(NamedTuple):
     difficult: bool = False
     is_crowd: bool = False
     area: float | None = None  # pixels
+    mask: bytes | None = None  # a PNG of the image's size, above zero on the object
+    keypoints: tuple[LabelledKeypoint, ...] = ()  # equally many for all boxes of a data set
 
 
 def make_example(
-    encoded: bytes, image_format: str, height: int, width: int, filename: str, boxes: Sequence[LabelledBox]
+    encoded: bytes,
+    image_format: str,
+    height: int,
+    width: int,
+    filename: str,
+    boxes: Sequence[LabelledBox],
+    keypoint_names: Sequence[str] = (),
 ) -> tf.train.Example:
-    """One labelled image; `encoded` holds a JPEG or PNG. `image/object/area` is written if all boxes have it."""
+    """One labelled image; `encoded` holds a JPEG or PNG. `image/object/area` is written if all boxes have it.
+
+    Masks and keypoints are written where there are any; with `keypoint_names`, so is the name of each.
+
+    Raises:
+      ValueError: some boxes have a mask and some have none, or they have different numbers of keypoints.
+    """
     name = filename.encode()
     features = {
         "image/encoded": _bytes([encoded]),
@@ -48,7 +70,35 @@ def make_example(
     areas = [box.area for box in boxes if box.area is not None]
     if boxes and len(areas) == len(boxes):
         features["image/object/area"] = _floats(areas)
+    features |= _masks(boxes) | _keypoints(boxes, keypoint_names)
     return tf.train.Example(features=tf.train.Features(feature=features))
+
+
+def _masks(boxes: Sequence[LabelledBox]) -> dict[str, tf.train.Feature]:
+    masks = [box.mask for box in boxes if box.mask is not None]
+    if not masks:
+        return {}
+    if len(masks) < len(boxes):
+        raise ValueError(f"{len(masks)} of {len(boxes)} boxes have a mask, expected all or none")
+    return {"image/object/mask": _bytes(masks)}
+
+
+def _keypoints(boxes: Sequence[LabelledBox], names: Sequence[str]) -> dict[str, tf.train.Feature]:
+    counts = sorted({len(box.keypoints) for box in boxes} | ({len(names)} if names else set()))
+    if len(counts) > 1:
+        raise ValueError(f"boxes or names of {' and '.join(map(str, counts))} keypoints, expected one number")
+    points = [point for box in boxes for point in box.keypoints]
+    if not points:
+        return {}
+    features = {
+        "image/object/keypoint/y": _floats([point.y for point in points]),
+        "image/object/keypoint/x": _floats([point.x for point in points]),
+        "image/object/keypoint/visibility": _ints([point.visibility for point in points]),
+        "image/object/keypoint/num": _ints([sum(point.visibility > 0 for point in box.keypoints) for box in boxes]),
+    }
+    if names:
+        features["image/object/keypoint/text"] = _bytes([name.encode() for name in names] * len(boxes))
+    return features
 
 
 def shard_paths(path: str, num_shards: int) -> list[str]:

@@ -43,6 +43,28 @@ def _sample(height: int = 18, width: int = 24) -> Sample:
     return Sample(tf.constant(image), tf.constant(boxes), objects)
 
 
+def _with_masks_and_keypoints() -> Sample:
+    """Boxes of whole pixels that the masks fill; the first keypoint is a box's centre, the second its corner."""
+    sample = _sample(20, 30)
+    masks = np.zeros([3, 20, 30], np.uint8)
+    for mask, box in zip(masks, sample.boxes.numpy(), strict=True):
+        top, left, bottom, right = np.rint(box * [20, 30, 20, 30]).astype(int)
+        mask[top:bottom, left:right] = 1
+    corners = np.array([_extent(mask) / [20, 30, 20, 30] for mask in masks], np.float32)
+    points = np.stack([(corners[:, :2] + corners[:, 2:]) / 2, corners[:, :2]], axis=1)
+    more = {
+        s.MASKS: tf.constant(masks),
+        s.KEYPOINTS: tf.constant(points),
+        s.KEYPOINT_VISIBILITIES: tf.ones([3, 2], tf.bool),
+    }
+    return sample._replace(boxes=tf.constant(corners), objects=sample.objects | more)
+
+
+def _extent(mask: np.ndarray) -> np.ndarray:
+    rows, columns = np.nonzero(mask)
+    return np.array([rows.min(), columns.min(), rows.max() + 1, columns.max() + 1])
+
+
 def _seed(number: int) -> tf.Tensor:
     return tf.constant([7, number])
 
@@ -63,6 +85,24 @@ def test_every_step_is_sound_and_the_same_as_a_graph(name: str) -> None:
         np.testing.assert_allclose(graph.image, result.image, atol=1e-2)
         for graph_value, value in zip(tf.nest.flatten(graph[1:]), tf.nest.flatten(result[1:]), strict=True):
             np.testing.assert_allclose(graph_value, value, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(set(TABLE) - {"random_jitter_boxes"}))
+def test_every_step_moves_masks_and_keypoints_with_the_boxes(name: str) -> None:
+    (step,) = _steps(f"{name} {{ {NEEDED.get(name, '')} }}")
+    for number in range(3):
+        result = step(_with_masks_and_keypoints(), _seed(number))
+        masks, points = result.objects[s.MASKS].numpy(), result.objects[s.KEYPOINTS].numpy()
+        height, width = result.image.shape[:2]
+        assert masks.shape == (len(result.boxes), height, width) and masks.dtype == np.uint8
+        np.testing.assert_array_equal(np.isfinite(points).all(-1), result.objects[s.KEYPOINT_VISIBILITIES])
+        for mask, box, (centre, corner) in zip(masks, result.boxes.numpy(), points, strict=True):
+            pixels = box * [height, width, height, width]
+            np.testing.assert_allclose(_extent(mask), pixels, atol=1.51)  # crops and scales cut pixels
+            for point in (centre, corner):
+                assert np.isnan(point).all() or ((point >= box[:2] - 1e-4) & (point <= box[2:] + 1e-4)).all()
+            if "crop" not in name:  # nothing is cut off
+                np.testing.assert_allclose(centre, (box[:2] + box[2:]) / 2, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", sorted(TABLE))
@@ -146,6 +186,29 @@ def test_remap_and_drop() -> None:
     )
     assert remap(_sample(), _seed(0)).objects[s.CLASSES].numpy().tolist() == [3, 3, 3]
     assert drop(_sample(), _seed(0)).objects[s.CLASSES].numpy().tolist() == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("random_horizontal_flip {}", "is not set"),
+        ("random_vertical_flip { keypoint_flip_permutation: [0, 1] }", r"is \[0, 1\]"),
+        ("random_rotation90 { keypoint_rot_permutation: [0, 1, 1] }", r"is \[0, 1, 1\]"),
+    ],
+)
+def test_permutations_fit_the_number_of_keypoints(text: str, found: str) -> None:
+    options = [text_format.Parse(text, preprocessor_pb2.PreprocessingStep())]
+    assert len(build_augmentation(options, 3)) == 1
+    expected = rf"options\[0\]\.random_\w+: keypoint_\w+ {found}, expected each number of 0 to 2 once"
+    with pytest.raises(UserError, match=expected):
+        build_augmentation(options, 3, num_keypoints=3)
+
+
+def test_flip_changes_the_places_of_keypoints() -> None:
+    (step,) = _steps("random_horizontal_flip { probability: 1 keypoint_flip_permutation: [1, 0] }")
+    sample = _with_masks_and_keypoints()
+    expected = sample.objects[s.KEYPOINTS].numpy()[:, ::-1] * [1, -1] + [0, 1]
+    np.testing.assert_allclose(step(sample, _seed(0)).objects[s.KEYPOINTS], expected, atol=1e-6)
 
 
 def test_square_output_size() -> None:
