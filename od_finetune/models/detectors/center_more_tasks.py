@@ -99,9 +99,11 @@ class TrackClassifier(tf.Module):
 
     def __call__(self, embeddings: tf.Tensor) -> tf.Tensor:
         """`[..., E]` -> logits `[..., num_ids]`."""
+        outputs = tf.reshape(embeddings, [-1, self._size])
         for dense, norm in self._hidden:
-            embeddings = tf.nn.relu(norm(dense(embeddings), training=False))
-        return self._output(embeddings)
+            outputs = tf.nn.relu(norm(dense(outputs), training=False))
+        outputs = self._output(outputs)
+        return tf.reshape(outputs, tf.concat([tf.shape(embeddings)[:-1], tf.shape(outputs)[-1:]], 0))
 
     def build(self) -> None:
         """Creates the variables."""
