@@ -109,14 +109,16 @@ class TrackClassifier(tf.Module):
         self._output = tf_keras.layers.Dense(num_ids, name=f"{scope}/output")
 
     def __call__(self, embeddings: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """`[B, N, E]` -> logits `[B, N, num_ids]`."""
+        """`[..., E]` -> logits `[..., num_ids]`."""
+        outputs = tf.reshape(embeddings, [-1, self._size])
         for dense, norm in self._hidden:
-            embeddings = tf.nn.relu(norm(dense(embeddings), training=training))
-        return self._output(embeddings)
+            outputs = tf.nn.relu(norm(dense(outputs), training=training))
+        outputs = self._output(outputs)
+        return tf.reshape(outputs, tf.concat([tf.shape(embeddings)[:-1], tf.shape(outputs)[-1:]], 0))
 
     def build(self) -> None:
         """Creates the variables."""
-        self(tf.zeros([1, 1, self._size]))
+        self(tf.zeros([1, self._size]))
 
     def tf2_names(self, numbering: Numbering) -> dict[str, str]:
         """Canonical scope -> full name in the OD API's TF2 checkpoints."""
