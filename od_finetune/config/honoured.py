@@ -67,7 +67,7 @@ HONOURED: dict[str, str] = {
     # CenterNet
     "CenterNet": "num_classes feature_extractor image_resizer use_depthwise compute_heatmap_sparse "
     "object_detection_task object_center_params keypoint_label_map_path keypoint_estimation_task mask_estimation_task "
-    "densepose_estimation_task track_estimation_task temporal_offset_task post_processing",
+    "densepose_estimation_task track_estimation_task temporal_offset_task deepmac_mask_estimation post_processing",
     "CenterNet.PredictionHeadParams": ALL,
     "CenterNet.ObjectDetection": ALL,
     "CenterNet.ObjectCenterParams": "object_center_loss_weight classification_loss heatmap_bias_init "
@@ -77,6 +77,9 @@ HONOURED: dict[str, str] = {
     "CenterNet.DensePoseEstimation": ALL,
     "CenterNet.TrackEstimation": ALL,
     "CenterNet.TemporalOffsetEstimation": ALL,
+    "CenterNet.DeepMACMaskEstimation": "classification_loss dim task_loss_weight pixel_embedding_dim "
+    "allowed_masked_classes_ids mask_size use_xy network_type use_instance_embedding num_init_channels "
+    "predict_full_resolution_masks postprocess_crop_size use_only_last_stage",
     "CenterNetFeatureExtractor": "type channel_means channel_stds bgr_ordering depth_multiplier use_separable_conv "
     "upsampling_interpolation",
     # Layers
@@ -330,9 +333,15 @@ UNHONOURED: dict[str, str] = {
     "GraphRewriter": ALL,
     "Quantization": ALL,
     "FasterRcnn": "output_final_box_features output_final_box_rpn_features",
-    "CenterNet": "deepmac_mask_estimation",
     "CenterNet.ObjectCenterParams": "use_labeled_classes",
-    "CenterNet.DeepMACMaskEstimation": ALL,
+    "CenterNet.DeepMACMaskEstimation": "mask_num_subsamples max_roi_jitter_ratio jitter_mode "
+    "box_consistency_loss_weight color_consistency_threshold color_consistency_dilation color_consistency_loss_weight "
+    "box_consistency_loss_normalize box_consistency_tightness color_consistency_warmup_steps "
+    "color_consistency_warmup_start augmented_self_supervision_max_translation "
+    "augmented_self_supervision_flip_probability augmented_self_supervision_loss_weight "
+    "augmented_self_supervision_warmup_start augmented_self_supervision_warmup_steps augmented_self_supervision_loss "
+    "augmented_self_supervision_scale_min augmented_self_supervision_scale_max "
+    "pointly_supervised_keypoint_loss_weight ignore_per_class_box_overlap",
     "CenterNetFeatureExtractor": "use_depthwise",
     "ScaleBoxesToPixelCoordinates": ALL,
     "ConvertClassLogitsToSoftmax": ALL,
