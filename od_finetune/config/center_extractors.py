@@ -192,5 +192,6 @@ def _three(proto: Proto, field: str, default: float) -> tuple[float, ...]:
     if len(values) != 3:
         raise UserError(f"{AT}.{field}: found {len(values)} values, expected 3, one per channel")
     if field == "channel_stds" and 0.0 in values:
-        raise UserError(f"{AT}.{field}: found 0 among {', '.join(map(str, values))}; pixels are divided by them")
+        found = ", ".join(f"{value:g}" for value in values)
+        raise UserError(f"{AT}.{field}: found 0 among {found}; pixels are divided by them")
     return values

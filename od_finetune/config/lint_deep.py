@@ -83,7 +83,7 @@ def _augmentation(
     step: preprocessor_pb2.PreprocessingStep, index: int, config: TrainEvalPipelineConfig
 ) -> None:
     try:
-        build_augmentation([step], num_classes(config), config.train_input_reader.num_keypoints)
+        build_augmentation([step], lint_checks.num_classes(config), config.train_input_reader.num_keypoints)
     except UserError as error:
         text = str(error).replace("data_augmentation_options[0]", f"data_augmentation_options[{index}]")
         raise UserError(text) from None
