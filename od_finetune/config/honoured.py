@@ -349,6 +349,15 @@ UNHONOURED: dict[str, str] = {
     STEPS: "autoaugment_image convert_class_logits_to_softmax scale_boxes_to_pixel_coordinates",
 }
 
+# Of what is not honoured: why, and what to do instead, where the name of the field does not say it.
+WHY_NOT: dict[tuple[str, str], tuple[str, str]] = {
+    ("TrainEvalPipelineConfig", "graph_rewriter"): (
+        "asks for quantisation-aware training, and training is in float only",
+        "remove graph_rewriter to train in float (of a quantised checkpoint the weights restore, and its recorded "
+        "ranges are not needed); quantise after training, with the tools for the device it is meant for",
+    ),
+}
+
 REPLACED_BY: dict[tuple[str, str], str] = {
     ("TrainConfig", "from_detection_checkpoint"): 'write fine_tune_checkpoint_type: "detection" (or "classification")',
     ("TrainConfig", "load_all_detection_checkpoint_vars"): (
@@ -409,3 +418,8 @@ def is_needed(field: FieldDescriptor) -> bool:
 def why_without_effect(field: FieldDescriptor) -> str:
     """The reason that WITHOUT_EFFECT gives."""
     return WITHOUT_EFFECT[message_name(field.containing_type)][field.name]
+
+
+def why_not(field: FieldDescriptor) -> tuple[str, str] | None:
+    """What WHY_NOT says of a field that is not honoured."""
+    return WHY_NOT.get((message_name(field.containing_type), field.name))

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 
-from od_finetune.config import class_transfer, detector, evaluation, lint_files, restore, training, walk
+from od_finetune.config import class_transfer, detector, evaluation, lint_checks, lint_files, restore, training, walk
 from od_finetune.config.augmentation import TABLE, build_augmentation
 from od_finetune.config.datasets import check_reader
 from od_finetune.config.finding import ERROR, Finding
