@@ -181,11 +181,15 @@ HONOURED: dict[str, str] = {
     "ManualStepLearningRate.LearningRateSchedule": ALL,
     "CosineDecayLearningRate": ALL,
     # Evaluation
-    "EvalConfig": "batch_size num_visualizations num_examples eval_interval_secs metrics_set super_categories "
+    "EvalConfig": "batch_size num_visualizations num_examples eval_interval_secs metrics_set parameterized_metric "
+    "super_categories keypoint_edge "
     "use_moving_averages min_score_threshold max_num_boxes_to_visualize skip_scores skip_labels "
     "visualize_groundtruth_boxes groundtruth_box_visualization_color "
     "include_metrics_per_category all_metrics_per_category eval_every_n_steps best_metric best_metric_is_loss "
     "early_stopping_patience early_stopping_min_delta eval_at_start",
+    "ParameterizedMetric": ALL,
+    "CocoKeypointMetrics": ALL,
+    "KeypointEdge": ALL,
     # Data
     "InputReader": "label_map_path shuffle shuffle_buffer_size filenames_shuffle_buffer_size num_epochs "
     "sample_1_of_n_examples num_readers num_prefetch_batches read_block_length drop_remainder max_number_of_boxes "
@@ -288,6 +292,7 @@ WITHOUT_EFFECT: dict[str, dict[str, str]] = {
     },
     "EvalConfig": {
         "max_evals": "evaluations follow the checkpoints",
+        "eval_instance_masks": "coco_mask_metrics of metrics_set asks for masks",
         "save_graph": "there is no graph to save; SavedModels come from od-finetune export",
         "eval_master": _ONE_MACHINE,
         "retain_original_images": "what pictures need is kept",
@@ -319,12 +324,8 @@ UNHONOURED: dict[str, str] = {
     "WeightedDiceClassificationLoss": ALL,
     "TargetAssigner": ALL,
     "TrainConfig": "use_multiclass_scores use_bfloat16 summarize_gradients",
-    "EvalConfig": "visualization_export_dir parameterized_metric export_path ignore_groundtruth eval_instance_masks "
-    "keep_image_id_for_visualization_export recall_lower_bound recall_upper_bound force_no_resize keypoint_edge "
-    "skip_predictions_for_unlabeled_class",
-    "ParameterizedMetric": ALL,
-    "CocoKeypointMetrics": ALL,
-    "KeypointEdge": ALL,
+    "EvalConfig": "visualization_export_dir export_path ignore_groundtruth keep_image_id_for_visualization_export "
+    "recall_lower_bound recall_upper_bound force_no_resize skip_predictions_for_unlabeled_class",
     "InputReader": "num_additional_channels keypoint_type_weight load_multiclass_scores load_context_features "
     "load_context_image_ids input_type frame_index external_input_reader expand_labels_hierarchy",
     "ExternalInputReader": ALL,
