@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from google.protobuf import message
 
-from od_finetune.config import center_extractors
+from od_finetune.config import center_extractors, two_stage_extractors
 from od_finetune.config.kinds import model_of
 from od_finetune.errors import UserError
 from od_finetune.protos import train_pb2
@@ -23,10 +23,8 @@ TYPES: tuple[dict[str, str], ...] = (
     {TF1: "ssd_resnet50_v1_fpn", TF2: "ssd_resnet50_v1_fpn_keras"},
     {TF1: "ssd_resnet101_v1_fpn", TF2: "ssd_resnet101_v1_fpn_keras"},
     {TF1: "ssd_resnet152_v1_fpn", TF2: "ssd_resnet152_v1_fpn_keras"},
-    # The second stage of these has another stride in TF2.
-    *({TF1: f"faster_rcnn_resnet{layers}"} for layers in (50, 101, 152)),
-    *({TF2: f"faster_rcnn_resnet{layers}_keras"} for layers in (50, 101, 152)),
-    *({TF2: f"faster_rcnn_resnet{layers}_fpn_keras"} for layers in (50, 101, 152)),
+    # Of these the second stage differs between the halves.
+    *({TF2 if row.keras else TF1: name} for name, row in two_stage_extractors.TABLE.items()),
     *({TF2: name} for name in center_extractors.TABLE),  # TF1 has no CenterNet
     {TF1: "embedded_ssd_mobilenet_v1"},
     {TF1: "ssd_mobilenet_v1_ppn"},

@@ -52,10 +52,19 @@ _FASTER_RCNN_RANGES: Ranges = {
     "second_stage_post_processing.batch_non_max_suppression.score_threshold": (0, 1),
     "second_stage_post_processing.batch_non_max_suppression.max_total_detections": (1, None),
 }
+_CENTER_NET_RANGES: Ranges = {
+    "image_resizer.fixed_shape_resizer.height": (1, None),
+    "image_resizer.fixed_shape_resizer.width": (1, None),
+    "image_resizer.pad_to_multiple_resizer.multiple": (1, None),
+    "object_center_params.min_box_overlap_iou": (0, 1),
+    "object_center_params.max_box_predictions": (1, None),
+    "object_center_params.peak_max_pool_kernel_size": (1, None),
+}
 # TABLE: kind of model -> the ranges of its fields.
 _RANGES: dict[str, Ranges] = {
     "ssd": _SSD_RANGES,
     "faster_rcnn": _FASTER_RCNN_RANGES,
+    "center_net": _CENTER_NET_RANGES,
 }
 
 
