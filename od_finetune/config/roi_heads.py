@@ -41,6 +41,7 @@ def _mask_rcnn(proto: faster_rcnn_pb2.FasterRcnn, extractor: TwoStageExtractor) 
         hyperparams=build_dense_hyperparams(predictor.fc_hyperparams, f"{at}.fc_hyperparams"),
         share_box_across_classes=predictor.share_box_across_classes,
         dropout_keep_probability=predictor.dropout_keep_probability if predictor.use_dropout else 1.0,
+        use_dropout=predictor.use_dropout,
     )
     head = roi.BoxHead(options, proto.num_classes)
     masks, rules = _mask_head(proto)

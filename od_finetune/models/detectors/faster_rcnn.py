@@ -16,7 +16,7 @@ from od_finetune.boxes.two_stage_loss import FirstStageLoss, SecondStageLoss
 from od_finetune.errors import UserError
 from od_finetune.models import layers, stages
 from od_finetune.models.detectors.base import Inputs, NetworkDetector, PartRules
-from od_finetune.models.heads.roi import RoiClassifier, Surroundings
+from od_finetune.models.heads.roi import CropClassifier, RoiClassifier, Surroundings
 from od_finetune.names import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -307,9 +307,27 @@ class FasterRCNN(NetworkDetector):
         """The detector's node in the object graph of the OD API's TF2 checkpoints.
 
         Raises:
-          UserError: this is not known of two-stage detectors yet.
+          UserError: the OD API's TF2 half has no such detector.
         """
-        raise UserError("the object graph of a TF2 installation's two-stage detectors is not known; export as TF1")
+        self.build()
+        if not isinstance(self.second, CropClassifier):
+            raise UserError("the OD API's TF2 half has two-stage detectors with mask_rcnn_box_predictor only")
+        conv, predictors = self.rpn.tf2_objects()
+        masks = self.second.mask_head
+        return {
+            "_groundtruth_lists": {},
+            "_first_stage_box_predictor_first_conv": conv,
+            "_first_stage_box_predictor": predictors,
+            "_maxpool_layer": {},
+            "_mask_rcnn_box_predictor": {
+                **self.second.head.tf2_objects(),
+                "_third_stage_heads": {} if masks is None else {MASK_PREDICTIONS: masks.tf2_objects()},
+            },
+            "_batched_prediction_tensor_names": {},
+            "_feature_extractor_for_proposal_features": self.neck.tf2_model(self.backbone.tf2_objects()),
+            "endpoints": {},
+            "_feature_extractor_for_box_classifier_features": self.second.extractor.tf2_objects(),
+        }
 
     def is_class_head(self, name: str) -> bool:
         """Whether this variable's shape depends on the number of classes."""

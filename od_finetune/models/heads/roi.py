@@ -6,10 +6,12 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 import tensorflow as tf
+import tf_keras
 
 from od_finetune import randomness
 from od_finetune.boxes import roi_pool
-from od_finetune.fields import ClassLayout, ContextBank
+from od_finetune.fields import ClassLayout, ContextBank, ObjectTree
+from od_finetune.models import tf2_objects
 from od_finetune.models.heads.context import ContextAttention
 from od_finetune.models.heads.dense import BOX_SCOPE, CLASS_SCOPE
 from od_finetune.models.layers import ConvHyperparams, dense_layer
@@ -151,6 +153,7 @@ class BoxHeadOptions(NamedTuple):
     hyperparams: ConvHyperparams
     share_box_across_classes: bool = False
     dropout_keep_probability: float = 1.0  # before both layers, while training; 1 = no dropout
+    use_dropout: bool = False  # the layer counts in TF2 checkpoints, whatever it keeps
 
 
 class BoxHead(tf.Module):
@@ -173,6 +176,19 @@ class BoxHead(tf.Module):
         pooled = tf.reduce_mean(features, axis=[1, 2])
         boxes, classes = self.boxes(self._dropped(pooled, training)), self.classes(self._dropped(pooled, training))
         return tf.reshape(boxes, [-1, self._num_boxes, CODE_SIZE]), classes
+
+    def tf2_objects(self) -> ObjectTree:
+        """Its part of the box predictor in the object graph of the OD API's TF2 checkpoints. Layers flatten the mean,
+        drop features, and give the result its shape."""
+
+        def layers(layer: tf_keras.layers.Layer) -> ObjectTree:
+            before: list[ObjectTree] = [{} for _ in range(1 + self._options.use_dropout)]
+            return tf2_objects.listed([*before, tf2_objects.layer(layer), {}])
+
+        return {
+            "_box_prediction_head": {"_box_encoder_layers": layers(self.boxes)},
+            "_class_prediction_head": {"_class_predictor_layers": layers(self.classes)},
+        }
 
     def _dropped(self, features: tf.Tensor, training: bool) -> tf.Tensor:
         rate = 1.0 - self._options.dropout_keep_probability
