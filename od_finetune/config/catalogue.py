@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import NamedTuple
 
 from od_finetune.config import center_extractors, extractors, two_stage_extractors
 from od_finetune.config.families import efficientnet_lite
@@ -21,19 +21,16 @@ class Kind(NamedTuple):
     vocabularies: tuple[str, ...]  # whose classification networks restore into the backbone
 
 
-# Detector -> its rows by type; each has `keras`, and a `family` with `vocabularies`.
-_TABLES: dict[str, Mapping[str, Any]] = {"ssd": extractors.TABLE, "faster_rcnn": two_stage_extractors.TABLE}
-
-
 def kinds() -> list[Kind]:
     """All of them, by detector and name."""
-    found = [
-        Kind(kind, detector, _half(kind, table[kind].keras), _names(table[kind].family.vocabularies))
-        for detector, table in _TABLES.items()
-        for kind in sorted(table)
+    of_families = (("ssd", extractors.TABLE), ("faster_rcnn", two_stage_extractors.TABLE))
+    rows = [
+        Kind(kind, detector, _half(kind, row.keras), _names(row.family.vocabularies))
+        for detector, table in of_families
+        for kind, row in sorted(table.items())
     ]
-    centers = center_extractors.TABLE
-    return found + [Kind(kind, "center_net", "TF2", _names(centers[kind].vocabularies)) for kind in sorted(centers)]
+    centers = sorted(center_extractors.TABLE.items())
+    return rows + [Kind(kind, "center_net", "TF2", _names(row.vocabularies)) for kind, row in centers]
 
 
 def _half(kind: str, keras: bool) -> str:

@@ -9,7 +9,7 @@ import tf_keras
 
 from od_finetune.errors import UserError
 from od_finetune.models import upsampling
-from od_finetune.models.backbones import hourglass, mobilenet_v2, resnet_v1, resnet_v2
+from od_finetune.models.backbones import hourglass, mobilenet_v2, resnet_v1, resnet_v1_names, resnet_v2
 from od_finetune.models.detectors import center_extractors
 from od_finetune.models.detectors.center_net import Extractor
 from od_finetune.models.layers import BatchNorm, ConvHyperparams
@@ -76,10 +76,10 @@ def _resnet_v1_fpn(num_layers: int) -> Row:
             numbered=(neck,),
             tf2_objects=center_extractors.resnet,
             backbone_rules=resnet_v1.TF2_RULES,
-            vocabularies=resnet_v1.VOCABULARIES,
+            vocabularies=resnet_v1_names.vocabularies(num_layers),
         )
 
-    return Row(build, resnet_v1.VOCABULARIES, _CAFFE, then_reverse=True)
+    return Row(build, resnet_v1_names.vocabularies(num_layers), _CAFFE, then_reverse=True)
 
 
 def _resnet_v2(num_layers: int) -> Row:
@@ -192,5 +192,6 @@ def _three(proto: Proto, field: str, default: float) -> tuple[float, ...]:
     if len(values) != 3:
         raise UserError(f"{AT}.{field}: found {len(values)} values, expected 3, one per channel")
     if field == "channel_stds" and 0.0 in values:
-        raise UserError(f"{AT}.{field}: found 0 among {', '.join(map(str, values))}; pixels are divided by them")
+        found = ", ".join(f"{value:g}" for value in values)
+        raise UserError(f"{AT}.{field}: found 0 among {found}; pixels are divided by them")
     return values

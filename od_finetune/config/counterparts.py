@@ -25,6 +25,16 @@ TYPES: tuple[dict[str, str], ...] = (
     {TF1: "ssd_resnet152_v1_fpn", TF2: "ssd_resnet152_v1_fpn_keras"},
     *({TF1: name, TF2: f"{name}_keras"} for name in (f"faster_rcnn_resnet{n}" for n in (50, 101, 152))),
     *({TF2: name} for name in center_extractors.TABLE),  # TF1 has no CenterNet
+    {TF1: "embedded_ssd_mobilenet_v1"},
+    {TF1: "ssd_mobilenet_v1_ppn"},
+    {TF1: "ssd_mobilenet_v2_mnasfpn"},
+    {TF1: "ssd_mobilenet_v3_large"},
+    {TF1: "ssd_mobilenet_v3_small"},
+    {TF1: "ssd_mobilenet_edgetpu"},
+    {TF1: "ssd_mobiledet_cpu"},
+    {TF1: "ssd_mobiledet_dsp"},
+    {TF1: "ssd_mobiledet_edgetpu"},
+    {TF1: "ssd_mobiledet_gpu"},
 )
 
 _FIRST_EXTENSION = 1000  # numbers of fields that the OD API does not have
@@ -66,7 +76,7 @@ def _counterpart(kind: str, half: str, at: str) -> str:
     for row in TYPES:
         if kind in row.values() and half in row:
             return row[half]
-    known = ", ".join(sorted(name for row in TYPES for name in row.values()))
+    known = ", ".join(sorted(name for row in TYPES if half in row for name in row.values()))
     raise UserError(
         f"{at}.type: {kind!r} has no counterpart in the {half.upper()} half of the OD API, so "
         f"no installation of it could use the checkpoint; these have: {known}"

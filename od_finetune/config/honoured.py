@@ -39,8 +39,9 @@ HONOURED: dict[str, str] = {
     "explicit_background_class",
     "SsdFeatureExtractor": "type depth_multiplier min_depth conv_hyperparams "
     "override_base_feature_extractor_hyperparams pad_to_multiple use_explicit_padding use_depthwise num_layers "
-    "fpn",
+    "fpn bifpn",
     "FeaturePyramidNetworks": ALL,
+    "BidirectionalFeaturePyramidNetworks": ALL,
     # Faster R-CNN
     "FasterRcnn": "number_of_stages num_classes image_resizer feature_extractor first_stage_anchor_generator "
     "first_stage_atrous_rate first_stage_box_predictor_conv_hyperparams first_stage_box_predictor_kernel_size "
@@ -49,11 +50,14 @@ HONOURED: dict[str, str] = {
     "first_stage_localization_loss_weight first_stage_objectness_loss_weight initial_crop_size maxpool_kernel_size "
     "maxpool_stride second_stage_box_predictor second_stage_batch_size second_stage_balance_fraction "
     "second_stage_post_processing second_stage_localization_loss_weight second_stage_classification_loss_weight "
-    "hard_example_miner second_stage_classification_loss clip_anchors_to_image use_combined_nms_in_first_stage",
+    "second_stage_mask_prediction_loss_weight hard_example_miner second_stage_classification_loss "
+    "clip_anchors_to_image use_combined_nms_in_first_stage",
     "FasterRcnnFeatureExtractor": ALL,
     "MaskRCNNBoxPredictor": "fc_hyperparams use_dropout dropout_keep_probability box_code_size "
-    "share_box_across_classes",
-    "BoxPredictor": "convolutional_box_predictor mask_rcnn_box_predictor weight_shared_convolutional_box_predictor",
+    "share_box_across_classes conv_hyperparams predict_instance_masks mask_prediction_conv_depth mask_height "
+    "mask_width mask_prediction_num_conv_layers masks_are_class_agnostic convolve_then_upsample_masks",
+    "RfcnBoxPredictor": ALL,
+    "BoxPredictor": ALL,
     "ConvolutionalBoxPredictor": ALL,
     "ConvolutionalBoxPredictor.BoxEncodingsClipRange": ALL,
     "WeightSharedConvolutionalBoxPredictor": ALL,
@@ -247,6 +251,7 @@ WITHOUT_EFFECT: dict[str, dict[str, str]] = {
         "inplace_batchnorm_update": "moving statistics are always updated with the step",
         "use_matmul_crop_and_resize": _SAME_RESULT,
         "use_matmul_gather_in_matcher": _SAME_RESULT,
+        "resize_masks": "masks are resized once, with their image; this is about the model doing it again",
         "use_static_balanced_label_sampler": "it draws from the same distribution",
         "use_static_shapes": _SAME_RESULT,
         "use_static_shapes_for_eval": _SAME_RESULT,
@@ -305,12 +310,8 @@ UNHONOURED: dict[str, str] = {
     "DetectionModel": "experimental_model",
     "Ssd": "use_confidences_as_targets implicit_example_weight mask_head_config",
     "Ssd.MaskHead": ALL,
-    "SsdFeatureExtractor": "bifpn replace_preprocessor_with_placeholder spaghettinet_arch_name",
-    "BidirectionalFeaturePyramidNetworks": ALL,
-    "BoxPredictor": "rfcn_box_predictor",
-    "MaskRCNNBoxPredictor": "conv_hyperparams predict_instance_masks mask_prediction_conv_depth predict_keypoints "
-    "mask_height mask_width mask_prediction_num_conv_layers masks_are_class_agnostic convolve_then_upsample_masks",
-    "RfcnBoxPredictor": ALL,
+    "SsdFeatureExtractor": "replace_preprocessor_with_placeholder spaghettinet_arch_name",
+    "MaskRCNNBoxPredictor": "predict_keypoints",
     "Loss.EqualizationLoss": "weight",
     "ClassificationLoss": "weighted_dice_classification_loss",
     "WeightedDiceClassificationLoss": ALL,
@@ -329,8 +330,7 @@ UNHONOURED: dict[str, str] = {
     "ExperimentalModel": ALL,
     "GraphRewriter": ALL,
     "Quantization": ALL,
-    "FasterRcnn": "second_stage_mask_prediction_loss_weight resize_masks output_final_box_features "
-    "output_final_box_rpn_features context_config",
+    "FasterRcnn": "output_final_box_features output_final_box_rpn_features context_config",
     "Context": ALL,
     "CenterNet.ObjectCenterParams": "use_labeled_classes",
     "CenterNet.DeepMACMaskEstimation": "mask_num_subsamples max_roi_jitter_ratio jitter_mode "

@@ -9,12 +9,11 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 
-from od_finetune.config import class_transfer, detector, evaluation, lint_files, restore, training, walk
+from od_finetune.config import class_transfer, detector, evaluation, lint_checks, lint_files, restore, training, walk
 from od_finetune.config.augmentation import TABLE, build_augmentation
 from od_finetune.config.datasets import check_reader
 from od_finetune.config.finding import ERROR, Finding
 from od_finetune.config.label_map import load_label_map
-from od_finetune.config.lint_checks import num_classes
 from od_finetune.config.lint_parts import PARTS, Build
 from od_finetune.errors import UserError
 from od_finetune.protos import input_reader_pb2, model_pb2, preprocessor_pb2
@@ -84,7 +83,7 @@ def _augmentation(
     step: preprocessor_pb2.PreprocessingStep, index: int, config: TrainEvalPipelineConfig
 ) -> None:
     try:
-        build_augmentation([step], num_classes(config), config.train_input_reader.num_keypoints)
+        build_augmentation([step], lint_checks.num_classes(config), config.train_input_reader.num_keypoints)
     except UserError as error:
         text = str(error).replace("data_augmentation_options[0]", f"data_augmentation_options[{index}]")
         raise UserError(text) from None

@@ -52,6 +52,8 @@ class TwoStageFamily(NamedTuple):
     backbone_rules: Rules  # canonical -> TF2 name, of both parts
     vocabularies: tuple[Vocabulary, ...]  # of published classification nets, for both scopes
     normalize: Normalization = SYMMETRIC
+    last_layer: int = 0  # see Family
+    layer_name: str = "Conv2d_"
 
 
 TwoStageNeck = Callable[[faster_rcnn_pb2.FasterRcnnFeatureExtractor, necks.NeckSource, ConvHyperparams], necks.Neck]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from od_finetune.config import necks
-from od_finetune.config.families import faster_rcnn_resnet, inception
+from od_finetune.config.families import faster_rcnn_resnet, faster_rcnn_resnet_fpn, inception, nasnet
 from od_finetune.config.hyperparams import build_hyperparams
 from od_finetune.config.rows import TwoStageRow
 from od_finetune.errors import UserError
@@ -23,7 +23,9 @@ FIRST, SECOND = "FirstStageFeatureExtractor", "SecondStageFeatureExtractor"
 
 TABLE: dict[str, TwoStageRow] = {
     **faster_rcnn_resnet.FASTER_RCNN_ROWS,
+    **faster_rcnn_resnet_fpn.FASTER_RCNN_ROWS,
     **inception.FASTER_RCNN_ROWS,
+    **nasnet.FASTER_RCNN_ROWS,
 }
 
 
@@ -57,18 +59,20 @@ def build_extractor(proto: faster_rcnn_pb2.FasterRcnnFeatureExtractor) -> TwoSta
         )
     _check(proto, row)
     family, base, neck_hyperparams = row.family, *_hyperparams(proto, row)
-    scopes = [f"{part}/{family.scope}" for part in (FIRST, SECOND)]
+    scopes = [f"{part}/{family.scope}".rstrip("/") for part in (FIRST, SECOND)]
     if row.neck is None:
         neck = necks.Neck(row.levels, Levels(row.levels), len(row.levels), [])
         strides = {"output_stride": proto.first_stage_features_stride}
     else:
-        source = necks.NeckSource(scopes[0], row.levels, row.tf2_scope, "", (), row.keras, last_layer=0)
+        source = necks.NeckSource(
+            scopes[0], row.levels, row.tf2_scope, "", (), row.keras, family.last_layer, family.layer_name
+        )
         neck, strides = row.neck(proto, source, neck_hyperparams), {}
     return TwoStageExtractor(
         backbone=family.first(scopes[0], base, neck.levels, **strides, **row.arguments),
         neck=neck.module,
         num_maps=neck.num_maps,
-        second=family.second(scopes[1], base, **row.second_arguments),
+        second=family.second(scopes[1], base if row.neck is None else neck_hyperparams, **row.second_arguments),
         backbone_rules=family.backbone_rules,
         neck_rules=neck.rules,
         keras=row.keras,

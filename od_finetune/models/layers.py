@@ -34,6 +34,7 @@ _WEIGHT_ATTRIBUTES = (
     "beta",
     "moving_mean",
     "moving_variance",
+    "bifpn_combine_weights",
 )
 
 
@@ -59,6 +60,7 @@ class ConvHyperparams(NamedTuple):
     """What a config's Hyperparams message says about convolutions."""
 
     initializer: Callable[[], tf_keras.initializers.Initializer]  # called once per layer: see `_conv_arguments`
+    depthwise_initializer: Callable[[], tf_keras.initializers.Initializer] | None = None  # None: as the others
     regularizer: Regularizer | None = None
     depthwise_regularizer: Regularizer | None = None
     activation: str = "relu"  # a key of ACTIVATIONS
@@ -81,6 +83,10 @@ ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor] | None] = {
     "relu": tf.nn.relu,
     "relu6": tf.nn.relu6,
     "swish": tf.nn.silu,
+    "sigmoid": tf.nn.sigmoid,
+    # Piecewise linear (Howard et al. 2019, arXiv:1905.02244); the gate's sixth has the digits of the published nets.
+    "hard_swish": lambda x: x * tf.nn.relu6(x + 3.0) * (1.0 / 6.0),
+    "hard_sigmoid": lambda x: tf.nn.relu6(x + 3.0) * 0.16667,
 }
 
 
@@ -195,10 +201,11 @@ def conv_layer(
         name=scope,
     )
     # A fresh initialiser per layer: tf_keras's draw the same numbers at every call of one instance.
+    depthwise_initializer = hyperparams.depthwise_initializer or hyperparams.initializer
     if filters is None:
         return tf_keras.layers.DepthwiseConv2D(
             kernel_size,
-            depthwise_initializer=hyperparams.initializer(),
+            depthwise_initializer=depthwise_initializer(),
             depthwise_regularizer=hyperparams.depthwise_regularizer,
             **shared,
         )
@@ -208,7 +215,7 @@ def conv_layer(
             filters,
             kernel_size,
             depth_multiplier=depth_multiplier,
-            depthwise_initializer=hyperparams.initializer(),
+            depthwise_initializer=depthwise_initializer(),
             depthwise_regularizer=hyperparams.depthwise_regularizer,
             pointwise_initializer=tf_keras.initializers.GlorotUniform() if plain else hyperparams.initializer(),
             pointwise_regularizer=None if plain else hyperparams.regularizer,
@@ -231,11 +238,12 @@ def dense_layer(scope: str, hyperparams: ConvHyperparams, units: int) -> tf_kera
 
 
 def norm_layer(
-    scope: str, norm: BatchNorm | GroupNorm | None, variant: str = ""
+    scope: str, norm: BatchNorm | GroupNorm | None, variant: str = "", name: str = ""
 ) -> tf_keras.layers.Layer | None:
     """The norm that follows the convolution `scope`. Batch norm is the fused kernel where tf_keras can use it.
 
-    `variant` is the end of its name where a convolution has several, e.g. `/feature_0`.
+    `variant` is the end of its name where a convolution has several, e.g. `/feature_0`; `name` all of it, where it does
+    not follow from the convolution's.
 
     A batch norm layer whose `trainable` is False runs in inference mode, whatever `training` says; whether its gamma
     and beta train is for the gradient tape to say. One that the config has in inference mode (`train` is False) starts
@@ -248,13 +256,13 @@ def norm_layer(
             center=norm.center,
             scale=norm.scale,
             synchronized=norm.synchronized,
-            name=f"{scope}/BatchNorm{variant}",
+            name=name or f"{scope}/BatchNorm{variant}",
         )
         layer.trainable = norm.train
         layer.keeps_statistics = not norm.train
         return layer
     if isinstance(norm, GroupNorm):
-        return _GroupNormalization(norm.groups, epsilon=norm.epsilon, name=f"{scope}/GroupNorm{variant}")
+        return _GroupNormalization(norm.groups, epsilon=norm.epsilon, name=name or f"{scope}/GroupNorm{variant}")
     return None
 
 

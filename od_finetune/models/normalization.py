@@ -4,22 +4,29 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
 
 class Normalization(NamedTuple):
     """x -> scale * x + offset, for pixel values x of 0..255."""
 
-    scale: float
-    offset: float | tuple[float, ...]  # one for all channels, or one for each
+    # one for all channels, or one for each
+    scale: float | tuple[float, ...]
+    offset: float | tuple[float, ...]
 
     def __call__(self, images: tf.Tensor) -> tf.Tensor:
         """`[..., C]` of any type -> float32 of the same shape. Offsets of single channels are left out where an image
         has another number of channels (grey ones), as the OD API does."""
-        scaled = self.scale * tf.cast(images, tf.float32)
+        scaled = tf.constant(self.scale) * tf.cast(images, tf.float32)
         if isinstance(self.offset, tuple) and images.shape[-1] != len(self.offset):
             return scaled
         return scaled + tf.constant(self.offset)
+
+    def inverse(self, values: tuple[float, ...]) -> tuple[float, ...]:
+        """The pixel that becomes `values`, one per channel."""
+        scales, offsets = np.broadcast_to(self.scale, len(values)), np.broadcast_to(self.offset, len(values))
+        return tuple(float((value - b) / a) for value, a, b in zip(values, scales, offsets, strict=True))
 
 
 SYMMETRIC = Normalization(2.0 / 255.0, -1.0)  # -1..1
@@ -46,3 +53,8 @@ class ChannelNormalization(NamedTuple):
         images = images[..., ::-1] if self.reverse else images
         images = (images - tf.constant(self.means)) / tf.constant(self.deviations)
         return self.then(images[..., ::-1] if self.then_reverse else images)
+# (x / 255 - mean) / deviation, of ImageNet's colours
+IMAGENET = Normalization(
+    (1.0 / (255.0 * 0.229), 1.0 / (255.0 * 0.224), 1.0 / (255.0 * 0.225)),
+    (-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225),
+)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
-from goldens import everyday
 from google.protobuf import text_format
 
 from od_finetune.config import detector as config
@@ -104,10 +105,12 @@ def test_extractor_refuses_what_it_does_not_have():
         extractor('type: "ssd_mobilenet_v1" num_layers: 7')
 
 
-KINDS = sorted(kind for kind in TABLE if TABLE[kind].defaults)
+# MobileDet and MnasFPN have hyperparams of their own; and one of each kind of network is enough.
+_OTHERS = re.compile("mobiledet|mnasfpn|v3_small|minimalistic|edgetpu|embedded|resnet1")
+CONFIGURABLE = [kind for kind in sorted(TABLE) if TABLE[kind].defaults and not _OTHERS.search(kind)]
 
 
-@pytest.mark.parametrize("kind", everyday(KINDS, [kind for kind in KINDS if "resnet1" not in kind]))
+@pytest.mark.parametrize("kind", CONFIGURABLE)
 @pytest.mark.parametrize("override", [False, True])
 def test_base_hyperparams(kind, override):
     text = f'type: "{kind}" override_base_feature_extractor_hyperparams: {str(override).lower()}'
@@ -117,12 +120,25 @@ def test_base_hyperparams(kind, override):
     first = next(module for module in built.backbone.submodules if hasattr(module, "momentum"))
     is_slims_resnet = "resnet" in kind and not kind.endswith("keras")
     assert first.momentum == (0.5 if override and not is_slims_resnet else TABLE[kind].defaults.norm.decay)
-    # Without override, and always in slim's V2 and ResNets and in EfficientNet-Lite, gamma is learnt; the config's norm
-    # has none.
-    always = kind in ("ssd_mobilenet_v2", "ssd_mobilenet_v2_fpn") or "efficientnet_lite" in kind or is_slims_resnet
+    # Without override, and always in slim's V2, V3 and ResNets and in EfficientNet-Lite, gamma is learnt; the config's
+    # norm has none.
+    slim = ("ssd_mobilenet_v2", "ssd_mobilenet_v2_fpn", "ssd_mobilenet_v3_large")
+    always = kind in slim or "efficientnet_lite" in kind or is_slims_resnet
     assert first.scale == (not override or always)
-    extra = next(module for module in built.neck.submodules if hasattr(module, "momentum"))
-    assert extra.momentum == 0.5 and not extra.scale
+    if not kind.endswith("_ppn"):  # which has no norm in its neck
+        extra = next(module for module in built.neck.submodules if hasattr(module, "momentum"))
+        assert extra.momentum == 0.5 and not extra.scale
+
+
+@pytest.mark.parametrize("kind", ["ssd_mobiledet_gpu", "ssd_mobilenet_v2_mnasfpn"])
+def test_hyperparams_that_no_config_changes(kind, caplog):
+    text = "override_base_feature_extractor_hyperparams: true conv_hyperparams { batch_norm { decay: 0.5 } }"
+    built = extractor(f'type: "{kind}" depth_multiplier: 0.1 {text}', freeze_batchnorm=True)
+    assert f"has no effect on {kind}" in caplog.text
+    parts = [built.backbone, built.neck] if kind.endswith("mnasfpn") else [built.backbone]
+    norms = [module for part in parts for module in part.submodules if hasattr(module, "momentum")]
+    assert len(norms) >= 50
+    assert {(norm.momentum, norm.epsilon, norm.keeps_statistics) for norm in norms} == {(0.99, 0.01, True)}
 
 
 @pytest.mark.parametrize(
@@ -132,6 +148,12 @@ def test_base_hyperparams(kind, override):
         ('type: "ssd_mobilenet_v1_fpn" num_layers: 6', "num_layers: found 6.*fpn, 3 to 7"),
         ('type: "ssd_mobilenet_v1_fpn" fpn { min_level: 1 }', "found min_level 1 and max_level 7"),
         ('type: "ssd_mobilenet_v1_fpn" fpn { min_level: 5 max_level: 4 }', "found min_level 5 and max_level 4"),
+        ('type: "ssd_mobilenet_v1_ppn" fpn {}', "fpn: ssd_mobilenet_v1_ppn has no feature pyramid"),
+        ('type: "ssd_mobilenet_v1_ppn" num_layers: 0', "num_layers: found 0, expected at least 1"),
+        ('type: "ssd_mobilenet_v2_mnasfpn" fpn {}', "found min_level 3 and max_level 7, expected 3 and 6"),
+        ('type: "ssd_mobilenet_v2_mnasfpn" bifpn {}', "bifpn: ssd_mobilenet_v2_mnasfpn has MnasFPN"),
+        ('type: "ssd_mobilenet_v2_mnasfpn" num_layers: 6', "num_layers: found 6, but .* has 4 feature maps"),
+        ('type: "embedded_ssd_mobilenet_v1" num_layers: 6', "num_layers: found 6, expected 1 to 5"),
     ],
 )
 def test_pyramids_that_cannot_be(text, message):

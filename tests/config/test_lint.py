@@ -262,8 +262,7 @@ def test_without_unhonoured_clears_what_it_names_and_nothing_else(folder):
 @pytest.mark.parametrize(
     "override, supported",
     [
-        ("model.faster_rcnn={}", "ssd"),
-        ("model.ssd.box_predictor={rfcn_box_predictor {}}", "convolutional_box_predictor"),
+        ("model.experimental_model={}", "ssd"),
         ("model.ssd.loss.classification_loss={weighted_dice_classification_loss {}}", "weighted_sigmoid"),
         ("model.ssd.feature_extractor.bifpn={}", "fpn"),
         ("train_input_reader.external_input_reader={}", "tf_record_input_reader"),

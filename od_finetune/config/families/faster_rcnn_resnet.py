@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from od_finetune.config.rows import TwoStageFamily, TwoStageRow
-from od_finetune.models.backbones import resnet_v1, resnet_v1_stages
+from od_finetune.models.backbones import resnet_v1, resnet_v1_names, resnet_v1_stages
 from od_finetune.models.normalization import IMAGENET_MEANS
 
 
@@ -14,7 +14,7 @@ def _two_stage_family(num_layers: int) -> TwoStageFamily:
         scope=f"resnet_v1_{num_layers}",
         override=resnet_v1.override,
         backbone_rules=resnet_v1.TF2_RULES,
-        vocabularies=(),
+        vocabularies=resnet_v1_names.vocabularies(num_layers),
         normalize=IMAGENET_MEANS,
     )
 

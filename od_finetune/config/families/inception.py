@@ -89,6 +89,7 @@ def _inception_resnet_v2(keras: bool) -> TwoStageRow:
         defaults=inception_resnet_v2.DEFAULTS,
         keras=keras,
         levels=(inception_resnet_v2.FEATURES,),
+        second_arguments={"padding": "same"} if keras else {},
     )
 
 

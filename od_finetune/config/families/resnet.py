@@ -5,7 +5,7 @@ from __future__ import annotations
 from od_finetune.config import necks
 from od_finetune.config.rows import Family, Row
 from od_finetune.errors import UserError
-from od_finetune.models.backbones import resnet_v1
+from od_finetune.models.backbones import resnet_v1, resnet_v1_names
 from od_finetune.models.layers import ConvHyperparams
 from od_finetune.models.normalization import IMAGENET_MEANS
 from od_finetune.protos import ssd_pb2
@@ -19,7 +19,7 @@ def _family(num_layers: int) -> Family:
         scope=f"FeatureExtractor/resnet_v1_{num_layers}",
         override=resnet_v1.override,
         backbone_rules=resnet_v1.TF2_RULES,
-        vocabularies=resnet_v1.VOCABULARIES,
+        vocabularies=resnet_v1_names.vocabularies(num_layers),
         last_layer=4,
         layer_name="block",
         normalize=IMAGENET_MEANS,

@@ -55,16 +55,6 @@ _BLOCK35 = (
     (Conv("Conv2d_0a_1x1", 32), Conv("Conv2d_0b_3x3", 32, 3)),
     (Conv("Conv2d_0a_1x1", 32), Conv("Conv2d_0b_3x3", 48, 3), Conv("Conv2d_0c_3x3", 64, 3)),
 )
-_MIXED_7A = Mixed(
-    "Mixed_7a",
-    (
-        (Conv("Conv2d_0a_1x1", 256), Conv("Conv2d_1a_3x3", 384, 3, 2, "valid")),
-        (Conv("Conv2d_0a_1x1", 256), Conv("Conv2d_1a_3x3", 288, 3, 2, "valid")),
-        (Conv("Conv2d_0a_1x1", 256), Conv("Conv2d_0b_3x3", 288, 3), Conv("Conv2d_1a_3x3", 320, 3, 2, "valid")),
-        (Pool("MaxPool_1a_3x3", "MAX", 2, "valid"),),
-    ),
-    stride=2,
-)
 _LAST = Conv("Conv2d_7b_1x1", 1536)
 _BLOCK8 = (
     (Conv("Conv2d_1x1", 192),),
@@ -81,6 +71,20 @@ def _mixed_6a(stride: int) -> Mixed:
             (Pool("MaxPool_1a_3x3", "MAX", stride),),
         ),
         stride=stride,
+    )
+
+
+def _mixed_7a(padding: str) -> Mixed:
+    reduce = Conv("Conv2d_0a_1x1", 256)
+    return Mixed(
+        "Mixed_7a",
+        (
+            (reduce, Conv("Conv2d_1a_3x3", 384, 3, 2, padding)),
+            (reduce, Conv("Conv2d_1a_3x3", 288, 3, 2, padding)),
+            (reduce, Conv("Conv2d_0b_3x3", 288, 3), Conv("Conv2d_1a_3x3", 320, 3, 2, padding)),
+            (Pool("MaxPool_1a_3x3", "MAX", 2, padding),),
+        ),
+        stride=2,
     )
 
 
@@ -189,12 +193,18 @@ def first_stage(
     )
 
 
-def second_stage(scope: str, hyperparams: ConvHyperparams) -> LastLevel:
-    """From the proposals' crops `[N, h, w, 1088]` to their features `[N, (h - 1) // 2, (w - 1) // 2, 1536]`."""
+def second_stage(scope: str, hyperparams: ConvHyperparams, padding: str = "valid") -> LastLevel:
+    """From the proposals' crops `[N, h, w, 1088]` to their features `[N, h', w', 1536]`, half as large.
+
+    Args:
+      scope: canonical scope, e.g. `SecondStageFeatureExtractor/InceptionResnetV2`.
+      hyperparams: of every layer.
+      padding: of the halving: `valid` in TF1; in TF2 `same`.
+    """
     residuals = _residuals(scope, hyperparams, "block8", 9, "Repeat", _BLOCK8, 2080, 0.2)
     residuals["block8_10"] = Residual(f"{scope}/Block8", hyperparams, _BLOCK8, 2080, 1.0, activate=False)
     last = Chain(scope, hyperparams, [_LAST], int)
-    return LastLevel(Stage([Chain(scope, hyperparams, [_MIXED_7A], int), residuals, last]))
+    return LastLevel(Stage([Chain(scope, hyperparams, [_mixed_7a(padding)], int), residuals, last]))
 
 
 def _tf2_rules() -> Rules:
@@ -206,7 +216,7 @@ def _tf2_rules() -> Rules:
     convs += conv_names(first, _mixed_6a(2))
     for number in range(1, 21):
         convs += conv_names(f"{first}/Repeat_1", Mixed(f"block17_{number}", _block17(1)))
-    convs += conv_names(second, _MIXED_7A)
+    convs += conv_names(second, _mixed_7a("same"))
     for number in range(1, 10):
         convs += conv_names(f"{second}/Repeat", Mixed(f"block8_{number}", _BLOCK8))
     convs += conv_names(second, Mixed("Block8", _BLOCK8))

@@ -12,7 +12,6 @@ from od_finetune.fields import ObjectTree
 from od_finetune.models import tf2_objects
 from od_finetune.models.layers import ACTIVATIONS, SLIM_VARIANCE, BatchNorm, ConvHyperparams, ConvUnit
 from od_finetune.models.stages import Block
-from od_finetune.names import Vocabulary
 
 UNITS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}  # of blocks 1 to 4, by the number of layers
 _BASE_FILTERS = (64, 128, 256, 512)  # of a bottleneck's inner convolutions; its output has four times as many
@@ -58,9 +57,6 @@ def override(hyperparams: ConvHyperparams, keras: bool) -> ConvHyperparams:
         return hyperparams
     own = {field: getattr(DEFAULTS.norm, field) for field in ("decay", "epsilon", "scale")}
     return hyperparams._replace(norm=hyperparams.norm._replace(**own))
-
-
-VOCABULARIES: tuple[Vocabulary, ...] = ()
 
 
 class Bottleneck(tf.Module):

@@ -105,9 +105,8 @@ class FasterRCNN(NetworkDetector):
         if self.second is None:
             return predictions
         image_size = layers.spatial_shape(inputs)
-        window = tf.tile(proposals.image_window(*image_size)[tf.newaxis], [tf.shape(inputs)[0], 1])
         proposed = self._boxes.proposals(
-            predictions[RPN_ENCODINGS], predictions[OBJECTNESS], predictions[fields.ANCHORS], window
+            predictions[RPN_ENCODINGS], predictions[OBJECTNESS], predictions[fields.ANCHORS], true_window(true_shapes)
         )
         if training and self._boxes.second_loss.sampling is not None:
             return predictions | self._named(proposed, image_size)
