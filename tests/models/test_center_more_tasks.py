@@ -85,7 +85,8 @@ MORE_LOSSES = {"Loss/segmentation/heatmap", "Loss/densepose/heatmap", "Loss/dens
 
 
 @pytest.mark.parametrize(("tasks", "names", "statistics"), [
-    ([MASKS, DENSE_POSE, TRACKS, OFFSETS], BOX_LOSSES | MORE_LOSSES, "track/classifier/fc_0"),
+    pytest.param([MASKS, DENSE_POSE, TRACKS, OFFSETS], BOX_LOSSES | MORE_LOSSES, "track/classifier/fc_0",
+                 marks=pytest.mark.slow),
     ([DEEP_MASKS % ""], BOX_LOSSES | {"Loss/deep_mask_estimation"}, "deepmac/Hourglass/conv/conv_block"),
 ])
 def test_every_task_has_a_loss_that_falls(tasks, names, statistics):
