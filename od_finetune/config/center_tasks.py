@@ -8,6 +8,7 @@ from typing import Any
 from google.protobuf.message import Message
 
 from od_finetune.boxes import (
+    center_deepmac,
     center_dense_pose,
     center_keypoint_decode,
     center_keypoints,
@@ -19,10 +20,12 @@ from od_finetune.config.boxes import build_classification_loss, build_localizati
 from od_finetune.config.label_map import load_label_map
 from od_finetune.data.label_map import Label
 from od_finetune.errors import UserError
+from od_finetune.models.detectors.center_deepmac_task import DeepMasks
 from od_finetune.models.detectors.center_keypoint_tasks import KeypointOptions, KeypointPart, KeypointTasks
 from od_finetune.models.detectors.center_more_tasks import DensePose, Masks, TemporalOffsets, TrackClassifier, Tracks
 from od_finetune.models.detectors.center_tasks import Boxes, KeypointCenters, Task
-from od_finetune.models.heads.center import HeadOptions
+from od_finetune.models.heads.center import SCOPE, HeadOptions
+from od_finetune.models.heads.mask_network import MaskNetwork, architectures
 from od_finetune.names import nearest
 from od_finetune.protos import center_net_pb2
 
@@ -54,8 +57,8 @@ def build_tasks(proto: CenterNetProto) -> tuple[Task, ...]:
     if proto.HasField("temporal_offset_task"):
         tasks.append(_temporal_offsets(proto.temporal_offset_task))
     if proto.HasField("deepmac_mask_estimation"):
-        raise UserError(f"{AT}.deepmac_mask_estimation: found a task that od_finetune does not have yet; remove it, or "
-                        "take mask_estimation_task for classes with masks")
+        _needs(proto, "deepmac_mask_estimation", "object_detection_task")
+        tasks.append(_deep_masks(proto))
     return tuple(tasks)
 
 
@@ -88,7 +91,8 @@ def keypoint_centers(proto: CenterNetProto) -> KeypointCenters | None:
     if not weights:
         return None
     if len(tasks) != 1:
-        raise UserError(f"{field}: found {len(tasks)} keypoint_estimation_task, expected one, to weigh its keypoints")
+        raise UserError(f"{field}: found {len(tasks)} keypoint_estimation_task, expected one, whose keypoints these "
+                        "are")
     label = _class_with_keypoints(proto, 0)
     if len(weights) != len(label.keypoints):
         raise UserError(f"{field}: found {len(weights)} weights, expected {len(label.keypoints)}, one per keypoint of "
@@ -113,8 +117,8 @@ def _class_with_keypoints(proto: CenterNetProto, index: int) -> Label:
     name = proto.keypoint_estimation_task[index].keypoint_class_name
     path = proto.keypoint_label_map_path
     if not path or "PATH_TO_BE_CONFIGURED" in path:
-        raise UserError(f"{AT}.keypoint_label_map_path: found {path!r}, expected the label map with the keypoints "
-                        f"of {name!r}: items with keypoints {{ id: 0 label: 'nose' }}")
+        raise UserError(f"{AT}.keypoint_label_map_path: found {path!r}, expected the label map that gives {name!r} its "
+                        "keypoints: an item with keypoints { id: 0 label: 'nose' }")
     known = {label.name: label for label in load_label_map(path).check(proto.num_classes).labels if label.keypoints}
     if name not in known:
         like = nearest(name, known) or sorted(known)
@@ -229,6 +233,37 @@ def _tracks(task: CenterNetProto.TrackEstimation) -> Tracks:
 def _temporal_offsets(task: CenterNetProto.TemporalOffsetEstimation) -> TemporalOffsets:
     loss = _point_loss(task.localization_loss, f"{AT}.temporal_offset_task.localization_loss")
     return TemporalOffsets(center_tracking.TemporalOffsets(loss, task.task_loss_weight))
+
+
+def _deep_masks(proto: CenterNetProto) -> DeepMasks:
+    task, field = proto.deepmac_mask_estimation, f"{AT}.deepmac_mask_estimation"
+    if proto.HasField("mask_estimation_task"):
+        raise UserError(f"{field}: found it beside mask_estimation_task; an object has one mask, remove one of the two")
+    networks = architectures(task.num_init_channels)
+    if task.network_type not in networks:
+        raise UserError(f"{field}.network_type: found {task.network_type!r}, expected one of: {', '.join(networks)}")
+    for name in ("dim", "pixel_embedding_dim", "mask_size", "num_init_channels", "postprocess_crop_size"):
+        if getattr(task, name) < 1:
+            raise UserError(f"{field}.{name}: found {getattr(task, name)}, expected at least 1")
+    outside = [number for number in task.allowed_masked_classes_ids if not 1 <= number <= proto.num_classes]
+    if outside:
+        raise UserError(f"{field}.allowed_masked_classes_ids: found {outside[0]}, expected ids of the label map, 1 to "
+                        f"num_classes ({proto.num_classes})")
+    channels = (task.pixel_embedding_dim + (2 if task.use_xy else 0), task.dim)
+    network = MaskNetwork(f"{SCOPE}/deepmac", networks[task.network_type], channels, task.use_instance_embedding)
+    if not task.predict_full_resolution_masks and task.mask_size % network.multiple:
+        raise UserError(f"{field}.mask_size: found {task.mask_size}, expected a multiple of {network.multiple} with "
+                        f"{task.network_type}")
+    targets = center_deepmac.DeepMasks(
+        build_classification_loss(task.classification_loss),
+        task.task_loss_weight,
+        task.mask_size,
+        task.use_xy,
+        task.predict_full_resolution_masks,
+        task.postprocess_crop_size,
+        tuple(number - 1 for number in task.allowed_masked_classes_ids),
+    )
+    return DeepMasks(targets, task.dim, task.pixel_embedding_dim, network, task.use_only_last_stage)
 
 
 def _point_loss(loss: Message, field: str) -> Callable[..., Any]:

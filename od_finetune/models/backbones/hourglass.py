@@ -23,7 +23,7 @@ HYPERPARAMS = ConvHyperparams(
 )
 
 # Above the names that Keras gives in the OD API's TF2 checkpoints.
-_TF2_SCOPE = "center_net_hourglass_feature_extractor/hourglass_network"
+_TF2_EXTRACTOR = "center_net_hourglass_feature_extractor/"
 
 
 class Architecture(NamedTuple):
@@ -185,14 +185,21 @@ class Hourglass(tf.Module):
       scope: canonical scope, e.g. `FeatureExtractor/Hourglass`.
       architecture: sizes of the network.
       hyperparams: of every layer.
+      downsample: False leaves the input's resolution as it is, for small inputs.
     """
 
-    def __init__(self, scope: str, architecture: Architecture, hyperparams: ConvHyperparams = HYPERPARAMS):
+    def __init__(
+        self, scope: str, architecture: Architecture, hyperparams: ConvHyperparams = HYPERPARAMS,
+        downsample: bool = True,
+    ):  # fmt: skip
         super().__init__()
         filters = architecture.filters
-        self.multiple = 4 * 2 ** (len(filters) - 1)
-        self._first = _Convolution(f"{scope}/downsample/conv_block", hyperparams, architecture.first, 7, 2)
-        self._second = _Residual(f"{scope}/downsample/residual_block", hyperparams, filters[0], 2, project=True)
+        kernel_size, self._stride = (7, 2) if downsample else (3, 1)
+        self._entry = "downsample" if downsample else "conv"
+        self.multiple = self._stride**2 * 2 ** (len(filters) - 1)
+        entry = f"{scope}/{self._entry}"
+        self._first = _Convolution(f"{entry}/conv_block", hyperparams, architecture.first, kernel_size, self._stride)
+        self._second = _Residual(f"{entry}/residual_block", hyperparams, filters[0], self._stride, project=True)
         count = range(architecture.hourglasses)
         self.levels = tuple(f"hourglass_{index}" for index in count)
         self._hourglasses = [
@@ -204,7 +211,7 @@ class Hourglass(tf.Module):
     def blocks(self) -> list[Block]:
         """`conv` and `residual`, each halving the image, then `hourglass_<n>`, `output_<n>` and, before the next
         hourglass, `intermediate_<n>`."""
-        found = [Block("conv", 2, self._first), Block("residual", 2, self._second)]
+        found = [Block("conv", self._stride, self._first), Block("residual", self._stride, self._second)]
         for index, hourglass in enumerate(self._hourglasses):
             found.append(Block(f"hourglass_{index}", 1, hourglass))
             found.append(Block(f"output_{index}", 1, self._outputs[index]))
@@ -212,19 +219,24 @@ class Hourglass(tf.Module):
                 found.append(Block(f"intermediate_{index}", 1, self._between[index]))
         return found
 
-    def tf2_names(self, numbering: Numbering) -> Names:
+    def tf2_names(self, numbering: Numbering, outer: str = _TF2_EXTRACTOR) -> Names:
         """Canonical scope of each layer -> full name of the layer in the OD API's TF2 checkpoints."""
-        outer = f"{_TF2_SCOPE}/{numbering.next('input_downsample_block')}"
-        names = self._first.tf2_names(numbering, outer) | self._second.tf2_names(numbering, outer)
+        network = f"{outer}{numbering.next('hourglass_network')}"
+        entry = f"{network}/{numbering.next(f'input_{self._entry}_block')}"
+        names = self._first.tf2_names(numbering, entry) | self._second.tf2_names(numbering, entry)
         for hourglass, output in zip(self._hourglasses, self._outputs, strict=True):
-            names |= hourglass.tf2_names(numbering, _TF2_SCOPE) | output.tf2_names(numbering, _TF2_SCOPE)
-        return names | _merged(between.tf2_names(numbering, _TF2_SCOPE) for between in self._between)
+            names |= hourglass.tf2_names(numbering, network) | output.tf2_names(numbering, network)
+        return names | _merged(between.tf2_names(numbering, network) for between in self._between)
 
     def tf2_objects(self) -> ObjectTree:
         """What the extractor holds in the object graph of the OD API's TF2 checkpoints."""
+        return {"_network": self.tf2_network()}
+
+    def tf2_network(self) -> ObjectTree:
+        """The network's own node there."""
         listed, between = tf2_objects.listed, self._between
-        network: ObjectTree = {
-            "downsample_input": {
+        return {
+            f"{self._entry}_input": {
                 "conv_block": self._first.tf2_objects(), "residual_block": self._second.tf2_objects(),
             },
             "hourglass_network": listed(hourglass.tf2_objects() for hourglass in self._hourglasses),
@@ -234,7 +246,6 @@ class Hourglass(tf.Module):
             "intermediate_residual": listed(part.residual.tf2_objects() for part in between),
             "intermediate_relu": {},
         }  # fmt: skip
-        return {"_network": network}
 
     def __call__(self, images: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
         """Normalised `[B, H, W, 3]` -> the feature levels `[B, H / 4, W / 4, C]` by name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import tensorflow as tf
 import tf_keras
@@ -10,15 +11,24 @@ import tf_keras
 from od_finetune import fields
 from od_finetune.boxes import center_dense_pose, center_masks, center_tracking
 from od_finetune.boxes.center_grid import Grid, gather_cells
+from od_finetune.errors import UserError
 from od_finetune.models import tf2_objects
-from od_finetune.models.detectors.center_tasks import Maps, Scene, Task, head_lists, named_tuple
+from od_finetune.models.detectors.center_tasks import (
+    Maps,
+    Scene,
+    Task,
+    check_loaded,
+    head_lists,
+    is_training,
+    named_tuple,
+)
 from od_finetune.models.heads.center import SCOPE, HeadOptions, HeadSpec
 from od_finetune.models.keras_names import Numbering
 
 MASK = "segmentation/heatmap"
 PARTS, SURFACE = "densepose/heatmap", "densepose/regression"
 EMBEDDING = "track/reid"
-TEMPORAL_OFFSET = "temporal/offset"
+TEMPORAL_OFFSET = "track/offset"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +45,7 @@ class Masks(Task):
         return (HeadSpec(MASK, self.num_classes, self.options, self.bias_init, per_class=True),)
 
     def losses(self, maps: Maps, groundtruth: fields.Groundtruth, grid: Grid) -> dict[str, tf.Tensor]:
+        check_loaded("mask_estimation_task", "load_instance_masks", groundtruth.masks)
         return {MASK: self.targets.losses(maps[MASK], groundtruth, grid)}
 
     def decode(self, maps: dict[str, tf.Tensor], scene: Scene) -> Scene:
@@ -58,6 +69,8 @@ class DensePose(Task):
         return HeadSpec(PARTS, count, bias_init=self.bias_init), HeadSpec(SURFACE, 2 * count)
 
     def losses(self, maps: Maps, groundtruth: fields.Groundtruth, grid: Grid) -> dict[str, tf.Tensor]:
+        check_loaded("densepose_estimation_task", "load_dense_pose", groundtruth.dense_pose_num_points,
+                     groundtruth.dense_pose_part_ids, groundtruth.dense_pose_surface_coords)
         parts, surface = self.targets.losses(maps[PARTS], maps[SURFACE], groundtruth, grid)
         return {PARTS: parts, SURFACE: surface}
 
@@ -73,8 +86,8 @@ class DensePose(Task):
 
 
 class TrackClassifier(tf.Module):
-    """From an embedding to the track it is of: fully connected layers, with norm and ReLU between them. Needed in
-    training only, where the norms keep their statistics.
+    """From an embedding to the track it is of: fully connected layers, with norm and ReLU between them. Needed for the
+    loss only.
 
     Args:
       size: of embeddings.
@@ -93,15 +106,13 @@ class TrackClassifier(tf.Module):
             )
             for number in range(num_layers - 1)
         ]
-        for _, norm in self._hidden:  # losses are computed alike in training and evaluation
-            norm.trainable, norm.keeps_statistics = False, True
         self._output = tf_keras.layers.Dense(num_ids, name=f"{scope}/output")
 
-    def __call__(self, embeddings: tf.Tensor) -> tf.Tensor:
+    def __call__(self, embeddings: tf.Tensor, training: bool = False) -> tf.Tensor:
         """`[..., E]` -> logits `[..., num_ids]`."""
         outputs = tf.reshape(embeddings, [-1, self._size])
         for dense, norm in self._hidden:
-            outputs = tf.nn.relu(norm(dense(outputs), training=False))
+            outputs = tf.nn.relu(norm(dense(outputs), training=training))
         outputs = self._output(outputs)
         return tf.reshape(outputs, tf.concat([tf.shape(embeddings)[:-1], tf.shape(outputs)[-1:]], 0))
 
@@ -142,7 +153,9 @@ class Tracks(Task):
         self.classifier.build()
 
     def losses(self, maps: Maps, groundtruth: fields.Groundtruth, grid: Grid) -> dict[str, tf.Tensor]:
-        return {EMBEDDING: self.targets.losses(maps[EMBEDDING], self.classifier, groundtruth, grid)}
+        check_loaded("track_estimation_task", "load_track_id", groundtruth.track_ids)
+        classify = functools.partial(self.classifier, training=is_training(maps))
+        return {EMBEDDING: self.targets.losses(maps[EMBEDDING], classify, groundtruth, grid)}
 
     def decode(self, maps: dict[str, tf.Tensor], scene: Scene) -> Scene:
         return scene.knowing(embeddings=center_tracking.embeddings_at(maps[EMBEDDING], scene.peaks.cells))
@@ -165,6 +178,9 @@ class TemporalOffsets(Task):
         return (HeadSpec(TEMPORAL_OFFSET, 2),)
 
     def losses(self, maps: Maps, groundtruth: fields.Groundtruth, grid: Grid) -> dict[str, tf.Tensor]:
+        if groundtruth.temporal_offsets is None or groundtruth.track_match_flags is None:
+            raise UserError("model.center_net.temporal_offset_task learns from temporal offsets and match flags, which "
+                            "no reader of records loads; remove the task")
         return {TEMPORAL_OFFSET: self.targets.losses(maps[TEMPORAL_OFFSET], groundtruth, grid)}
 
     def decode(self, maps: dict[str, tf.Tensor], scene: Scene) -> Scene:

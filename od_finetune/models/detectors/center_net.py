@@ -13,7 +13,7 @@ from od_finetune.boxes.center_grid import Grid
 from od_finetune.boxes.nms import MulticlassNms
 from od_finetune.models import layers, stages
 from od_finetune.models.detectors.base import TF2_LEAVES, Inputs, NetworkDetector
-from od_finetune.models.detectors.center_tasks import Center, Maps, Task
+from od_finetune.models.detectors.center_tasks import TRAINING, Center, Maps, Task
 from od_finetune.models.heads.center import CenterHead
 from od_finetune.models.keras_names import Numbering
 from od_finetune.names import Rules, Vocabulary, apply_rules
@@ -68,10 +68,11 @@ class CenterNet(NetworkDetector):
         self._center, self._tasks = center, tuple(tasks)
 
     def predict(self, inputs: tf.Tensor, true_shapes: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
-        """Normalised inputs `[B, h, w, 3]`, true shapes `[B, 3]` -> `preprocessed_inputs`, `true_shapes` and for each
-        head, e.g. `object_center` or `box/scale`, a list: its prediction `[B, h / 4, w / 4, C]` (heat maps are logits)
-        from each output of the network."""
-        return {INPUTS: inputs, TRUE_SHAPES: true_shapes, **self._forward(inputs, training)}
+        """Normalised inputs `[B, h, w, 3]`, true shapes `[B, 3]` -> `preprocessed_inputs`, `true_shapes`, `training`
+        and for each head, e.g. `object_center` or `box/scale`, a list: its prediction `[B, h / 4, w / 4, C]` (heat maps
+        are logits) from each output of the network."""
+        about = {INPUTS: inputs, TRUE_SHAPES: true_shapes, TRAINING: tf.constant(training)}
+        return {**about, **self._forward(inputs, training)}
 
     def _forward(self, inputs: tf.Tensor, training: bool) -> Maps:
         images = layers.pad_to_multiple(inputs, self._extractor.multiple)

@@ -12,10 +12,13 @@ import tensorflow as tf
 from od_finetune import fields
 from od_finetune.boxes import center_decode, center_keypoints, center_objects, center_targets
 from od_finetune.boxes.center_grid import Grid
+from od_finetune.errors import UserError
 from od_finetune.models.heads.center import HeadOptions, HeadSpec
 from od_finetune.models.keras_names import Numbering
 
 Maps = dict[str, list[tf.Tensor]]
+
+TRAINING = "training"  # bool [], among the maps: whether they are those of a training step
 
 OBJECT_CENTER = "object_center"
 BOX_SCALE, BOX_OFFSET = "box/scale", "box/offset"
@@ -147,6 +150,18 @@ class Boxes(Task):
 
     def tf2_objects(self) -> fields.ObjectTree:
         return {"_od_params": named_tuple(head_lists("scale", "offset"), 4)}
+
+
+def is_training(maps: Maps) -> bool:
+    """Whether maps are those of a training step."""
+    return bool(tf.get_static_value(maps[TRAINING]))
+
+
+def check_loaded(task: str, field: str, *values: tf.Tensor | None) -> None:
+    """Raises a UserError where the input reader has not loaded what a task learns from."""
+    if any(value is None for value in values):
+        raise UserError(f"model.center_net.{task} learns from what the input reader does not load; set {field}: true "
+                        "in train_input_reader (and eval_input_reader), or remove the task")
 
 
 def head_lists(*heads: str) -> tuple[str, ...]:
