@@ -50,6 +50,7 @@ GOLDENS = (
     "tf2_faster_rcnn_resnet50_v1_1024x1024_coco17_tpu-8",
     "tf2_faster_rcnn_resnet50_v1_640x640_coco17_tpu-8",
     "tf2_faster_rcnn_resnet50_v1_800x1333_coco17_gpu-8",
+    "tf2_faster_rcnn_resnet50_v1_fpn_640x640_coco17_tpu-8",
     "tf2_mask_rcnn_inception_resnet_v2_1024x1024_coco17_gpu-8",
 )
 TOLERANCE = 2e-3

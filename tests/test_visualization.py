@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from od_finetune import fields, visualization
-from od_finetune.visualization import Objects, Style, class_color, contact_sheet, draw_batch, draw_boxes, side_by_side
+from od_finetune.visualization import (
+    Objects,
+    Style,
+    class_color,
+    contact_sheet,
+    draw_batch,
+    draw_boxes,
+    draw_objects,
+    side_by_side,
+)
 
 NAMES = {1: "cat", 2: "dog"}
 GREY = np.full((200, 300, 3), 128, np.uint8)
@@ -95,8 +104,8 @@ def test_labels_and_scores_can_be_left_out(monkeypatch):
     monkeypatch.setattr(visualization, "draw_boxes", lambda image, boxes, labels, colors: seen.append(labels) or image)
     found = Objects(BOX, np.array([1]), np.array([0.987]))
     for style in (Style(), Style(skip_scores=True), Style(skip_labels=True), Style(skip_labels=True, skip_scores=True)):
-        visualization.draw_objects(GREY, found, NAMES, style)
-    visualization.draw_objects(GREY, Objects(BOX, np.array([6]), None, ["crowd"]), NAMES)
+        draw_objects(GREY, found, NAMES, style)
+    draw_objects(GREY, Objects(BOX, np.array([6]), None, ["crowd"]), NAMES)
     assert seen == [["dog 99%"], ["dog"], ["99%"], [""], ["id 7 (crowd)"]]
 
 
@@ -133,7 +142,8 @@ def test_contact_sheet_holds_every_image():
         contact_sheet([])
 
 
-def test_batch_without_padding_and_with_titles():
+def _batch() -> tuple[fields.Batch, fields.Detections]:
+    """One object in the first of two images, one detection in the second; white padding."""
     size, n, d = 2, 3, 4
     classes = np.zeros((size, n, 2), np.float32)
     classes[:, 0, 0] = 1
@@ -152,6 +162,11 @@ def test_batch_without_padding_and_with_titles():
         np.tile(np.float32(BOX), (size, d, 1)), np.full((size, d), 0.9, np.float32), np.ones((size, d), np.int32),
         np.int32([0, 1]), None, None, None, None,
     )  # fmt: skip
+    return batch, found
+
+
+def test_batch_without_padding_and_with_titles():
+    batch, found = _batch()
     first, second = draw_batch(batch, found, NAMES)
     left, right = _panels(first)
     assert not _changed(left).any()  # no detection, and the white padding is cut off
@@ -160,3 +175,54 @@ def test_batch_without_padding_and_with_titles():
     assert np.all(second == class_color(1), axis=-1).any()
     assert second.shape[0] < first.shape[0]
     assert len(draw_batch(batch, found, NAMES, limit=1)) == 1
+
+
+def test_masks_tint_what_they_cover():
+    gray = np.full((60, 80, 3), 100, np.uint8)
+    masks = np.zeros((1, 4, 4), np.float32)
+    masks[:, :, :2] = 1.0  # the left half
+    objects = Objects(np.array([[0.25, 0.25, 0.75, 0.75]]), np.array([3]), np.array([0.9]), masks=masks)
+    style = Style(skip_labels=True, skip_scores=True)
+    plain = draw_objects(gray, objects._replace(masks=None), {}, style)
+    drawn = draw_objects(gray, objects, {}, style)
+    changed = (drawn != plain).any(-1)
+    rows, columns = np.nonzero(changed)
+    assert changed[30, 28] and not changed[30, 52]
+    assert rows.min() >= 15 and rows.max() <= 45 and columns.min() >= 20 and columns.max() < 42
+    tint = np.rint(100 + 0.45 * (np.array(class_color(3)) - 100))
+    assert np.abs(drawn[30, 28] - tint).max() <= 1
+
+
+def test_keypoints_and_edges():
+    gray = np.full((101, 101, 3), 100, np.uint8)
+    points = np.array([[[0.2, 0.2], [0.2, 0.8], [np.nan, np.nan], [0.8, 0.5]]])
+    scores = np.array([[0.9, 0.9, 0.9, 0.1]])
+    box = np.array([[0.0, 0.0, 1.0, 1.0]])
+    objects = Objects(box, np.array([0]), np.array([0.9]), keypoints=points, keypoint_scores=scores)
+    style = Style(skip_labels=True, skip_scores=True, keypoint_edges=((0, 1), (1, 2), (0, 3), (1, 9)))
+    color = list(class_color(0))
+    drawn = draw_objects(gray, objects, {}, style)
+    assert drawn[20, 20].tolist() == drawn[20, 80].tolist() == drawn[20, 50].tolist() == color
+    assert drawn[80, 50].tolist() == [100] * 3  # its score is below the style's
+    assert draw_objects(gray, objects._replace(keypoint_scores=None), {}, style)[80, 50].tolist() == color
+
+
+def test_batch_with_masks_and_keypoints():
+    batch, detections = _batch()
+    count, n = batch.groundtruth.boxes.shape[:2]
+    size = batch.images.shape[1:3]
+    truth = batch.groundtruth._replace(
+        masks=np.ones((count, n, *size), np.uint8), keypoints=np.full((count, n, 2, 2), 0.5, np.float32)
+    )
+    d = detections.boxes.shape[1]
+    found = detections._replace(
+        masks=np.ones((count, d, 3, 3), np.float32), keypoints=np.full((count, d, 2, 2), 0.5, np.float32),
+        keypoint_scores=np.ones((count, d, 2), np.float32),
+    )  # fmt: skip
+    plain = draw_batch(batch, detections, NAMES)
+    full = draw_batch(batch._replace(groundtruth=truth), found, NAMES)
+    changed = [(one != other).any(axis=-1) for one, other in zip(full, plain, strict=True)]
+    left, right = _panels(changed[0])
+    assert right.any() and not left.any()
+    left, right = _panels(changed[1])
+    assert left.any() and not right.any()

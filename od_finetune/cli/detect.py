@@ -1,4 +1,4 @@
-"""`od-finetune detect`: runs an exported detector on image files; writes pictures with boxes and JSON lines."""
+"""`od-finetune detect`: runs an exported detector on image files; writes pictures and JSON lines."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TextIO
 
+import hotcoco
 import numpy as np
 import tensorflow as tf
 from PIL import Image
 
 from od_finetune import visualization
+from od_finetune.boxes.paste import paste
 from od_finetune.cli.common import BAD_INPUT
 from od_finetune.config.label_map import load_label_map
 from od_finetune.errors import UserError
@@ -72,23 +74,36 @@ def image_files(paths: Sequence[str]) -> list[Path]:
 
 
 def as_record(file: Path, size: tuple[int, int], found: runner.Found, names: dict[int, str]) -> dict:
-    """One line of JSON: boxes are in pixels of the file's image, `size` its height and width."""
+    """One line of JSON: boxes and keypoints are in pixels of the file's image, `size` its height and width; masks are
+    COCO's run-length code."""
     height, width = size
     scale = np.array([height, width, height, width])
-    return {
-        "file": str(file),
-        "height": height,
-        "width": width,
-        "detections": [
-            {
-                "box": dict(zip(("ymin", "xmin", "ymax", "xmax"), np.round(box * scale, 2).tolist(), strict=True)),
-                "score": round(float(score), 5),
-                "id": int(label),
-                "name": names.get(int(label), ""),
-            }
-            for box, score, label in zip(found.boxes, found.scores, found.classes, strict=True)
-        ],
-    }
+    detections = []
+    for i, (box, score, label) in enumerate(zip(found.boxes, found.scores, found.classes, strict=True)):
+        detection = {
+            "box": dict(zip(("ymin", "xmin", "ymax", "xmax"), np.round(box * scale, 2).tolist(), strict=True)),
+            "score": round(float(score), 5),
+            "id": int(label),
+            "name": names.get(int(label), ""),
+        }
+        if found.masks is not None:
+            code = hotcoco.mask.encode(paste(found.masks[i], box, size))
+            detection["mask"] = {"size": list(size), "counts": code["counts"].decode("ascii")}
+        if found.keypoints is not None:
+            detection["keypoints"] = _keypoints(found, i, size)
+        detections.append(detection)
+    return {"file": str(file), "height": height, "width": width, "detections": detections}
+
+
+def _keypoints(found: runner.Found, i: int, size: tuple[int, int]) -> list[dict]:
+    """In their order; of a detector that scores them, each with its score."""
+    points = [
+        {"y": round(float(y) * size[0], 2), "x": round(float(x) * size[1], 2)} for y, x in found.keypoints[i].tolist()
+    ]
+    if found.keypoint_scores is not None:
+        for point, score in zip(points, found.keypoint_scores[i].tolist(), strict=True):
+            point["score"] = round(score, 5)
+    return points
 
 
 def _label_names(options: argparse.Namespace) -> dict[int, str]:
@@ -117,10 +132,10 @@ def _detect_all(
             failures += 1
             continue
         keep = np.flatnonzero(found.scores >= options.min_score)[: options.max_boxes]
-        found = runner.Found(*(values[keep] for values in found))
+        found = found.select(keep)
         print(json.dumps(as_record(file, image.shape[:2], found, names)), file=lines, flush=True)
         if directory is not None:
-            _draw(image, found, names).save(directory / picture, quality=_JPEG_QUALITY)
+            _draw(image, found, names, options.min_score).save(directory / picture, quality=_JPEG_QUALITY)
     return BAD_INPUT if failures else 0
 
 
@@ -147,7 +162,14 @@ def _picture_names(files: Sequence[Path]) -> Iterator[str]:
         yield name
 
 
-def _draw(image: np.ndarray, found: runner.Found, names: dict[int, str]) -> Image.Image:
-    objects = visualization.Objects(found.boxes, found.classes - 1, found.scores)
-    style = visualization.Style(min_score=0.0, max_boxes=len(found.scores))
+def _draw(image: np.ndarray, found: runner.Found, names: dict[int, str], min_score: float) -> Image.Image:
+    objects = visualization.Objects(
+        found.boxes,
+        found.classes - 1,
+        found.scores,
+        masks=found.masks,
+        keypoints=found.keypoints,
+        keypoint_scores=found.keypoint_scores,
+    )
+    style = visualization.Style(min_score=min_score, max_boxes=len(found.scores))
     return Image.fromarray(visualization.draw_objects(visualization.fit(image), objects, names, style))

@@ -40,4 +40,4 @@ def _half(kind: str, keras: bool) -> str:
 
 
 def _names(vocabularies: Iterable[Vocabulary]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(vocabulary.name for vocabulary in vocabularies))
+    return tuple(dict.fromkeys(vocabulary.name.removesuffix(" parameter names") for vocabulary in vocabularies))

@@ -91,7 +91,8 @@ def keypoint_centers(proto: CenterNetProto) -> KeypointCenters | None:
     if not weights:
         return None
     if len(tasks) != 1:
-        raise UserError(f"{field}: found {len(tasks)} keypoint_estimation_task, expected one, to weigh its keypoints")
+        raise UserError(f"{field}: found {len(tasks)} keypoint_estimation_task, expected one, whose keypoints these "
+                        "are")
     label = _class_with_keypoints(proto, 0)
     if len(weights) != len(label.keypoints):
         raise UserError(f"{field}: found {len(weights)} weights, expected {len(label.keypoints)}, one per keypoint of "
@@ -116,8 +117,8 @@ def _class_with_keypoints(proto: CenterNetProto, index: int) -> Label:
     name = proto.keypoint_estimation_task[index].keypoint_class_name
     path = proto.keypoint_label_map_path
     if not path or "PATH_TO_BE_CONFIGURED" in path:
-        raise UserError(f"{AT}.keypoint_label_map_path: found {path!r}, expected the label map with the keypoints "
-                        f"of {name!r}: items with keypoints {{ id: 0 label: 'nose' }}")
+        raise UserError(f"{AT}.keypoint_label_map_path: found {path!r}, expected the label map that gives {name!r} its "
+                        "keypoints: an item with keypoints { id: 0 label: 'nose' }")
     known = {label.name: label for label in load_label_map(path).check(proto.num_classes).labels if label.keypoints}
     if name not in known:
         like = nearest(name, known) or sorted(known)

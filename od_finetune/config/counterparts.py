@@ -23,7 +23,10 @@ TYPES: tuple[dict[str, str], ...] = (
     {TF1: "ssd_resnet50_v1_fpn", TF2: "ssd_resnet50_v1_fpn_keras"},
     {TF1: "ssd_resnet101_v1_fpn", TF2: "ssd_resnet101_v1_fpn_keras"},
     {TF1: "ssd_resnet152_v1_fpn", TF2: "ssd_resnet152_v1_fpn_keras"},
-    *({TF1: name, TF2: f"{name}_keras"} for name in (f"faster_rcnn_resnet{n}" for n in (50, 101, 152))),
+    # The second stage of these has another stride in TF2.
+    *({TF1: f"faster_rcnn_resnet{layers}"} for layers in (50, 101, 152)),
+    *({TF2: f"faster_rcnn_resnet{layers}_keras"} for layers in (50, 101, 152)),
+    *({TF2: f"faster_rcnn_resnet{layers}_fpn_keras"} for layers in (50, 101, 152)),
     *({TF2: name} for name in center_extractors.TABLE),  # TF1 has no CenterNet
     {TF1: "embedded_ssd_mobilenet_v1"},
     {TF1: "ssd_mobilenet_v1_ppn"},

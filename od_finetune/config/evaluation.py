@@ -1,8 +1,8 @@
 """EvalConfig -> metrics, and what pictures of detections show.
 
-Acted on here: `metrics_set`, `include_metrics_per_category`, `all_metrics_per_category`, `super_categories`;
-`min_score_threshold`, `max_num_boxes_to_visualize`, `skip_scores`, `skip_labels`, `visualize_groundtruth_boxes`,
-`groundtruth_box_visualization_color`.
+Acted on here: `metrics_set`, `parameterized_metric`, `include_metrics_per_category`, `all_metrics_per_category`,
+`super_categories`; `min_score_threshold`, `max_num_boxes_to_visualize`, `skip_scores`, `skip_labels`,
+`visualize_groundtruth_boxes`, `groundtruth_box_visualization_color`, `keypoint_edge`.
 """
 
 from __future__ import annotations
@@ -12,29 +12,40 @@ from typing import Any
 
 from PIL import ImageColor
 
-from od_finetune.data.label_map import LabelMap
+from od_finetune.data.label_map import Label, LabelMap
 from od_finetune.errors import UserError
 from od_finetune.fields import Metric
 from od_finetune.metrics.coco import CocoDetectionMetrics
+from od_finetune.metrics.coco_keypoints import COCO_SIGMAS, CocoKeypointMetrics
+from od_finetune.metrics.coco_masks import CocoMaskMetrics
 from od_finetune.metrics.pascal_voc import PascalVocMetrics
 from od_finetune.names import nearest
 from od_finetune.protos import eval_pb2
 from od_finetune.visualization import Style
 
 DEFAULT = "coco_detection_metrics"
+MASKS = "coco_mask_metrics"
+KEYPOINTS = "coco_keypoint_metrics"
+"""One metric for each class that has keypoints; `parameterized_metric` chooses classes and tolerances."""
+
+Builder = Callable[[eval_pb2.EvalConfig, Mapping[int, str]], Metric]
 
 
-def _coco(config: eval_pb2.EvalConfig, names: Mapping[int, str]) -> Metric:
-    return CocoDetectionMetrics(
-        names,
-        per_category=config.include_metrics_per_category,
-        all_per_category=config.all_metrics_per_category,
-        super_categories=_super_categories(config, names),
-    )
+def _coco(kind: type[CocoDetectionMetrics] | type[CocoMaskMetrics]) -> Builder:
+    def build(config: eval_pb2.EvalConfig, names: Mapping[int, str]) -> Metric:
+        return kind(
+            names,
+            per_category=config.include_metrics_per_category,
+            all_per_category=config.all_metrics_per_category,
+            super_categories=_super_categories(config, names),
+        )
+
+    return build
 
 
-TABLE: dict[str, Callable[[eval_pb2.EvalConfig, Mapping[int, str]], Metric]] = {
-    "coco_detection_metrics": _coco,
+TABLE: dict[str, Builder] = {
+    "coco_detection_metrics": _coco(CocoDetectionMetrics),
+    MASKS: _coco(CocoMaskMetrics),
     "pascal_voc_detection_metrics": lambda config, names: PascalVocMetrics(names),
     "weighted_pascal_voc_detection_metrics": lambda config, names: PascalVocMetrics(names, weighted=True),
 }
@@ -42,8 +53,6 @@ TABLE: dict[str, Callable[[eval_pb2.EvalConfig, Mapping[int, str]], Metric]] = {
 
 ELSEWHERE = frozenset(
     {
-        "coco_keypoint_metrics",
-        "coco_mask_metrics",
         "coco_panoptic_metrics",
         "lvis_mask_metrics",
         "oid_V2_detection_metrics",
@@ -60,18 +69,60 @@ ELSEWHERE = frozenset(
 
 
 def build_metrics(eval_config: eval_pb2.EvalConfig, label_map: LabelMap) -> list[Metric]:
-    """The metrics of `metrics_set` in its order, each once; COCO's when it is empty, as in the OD API.
+    """The metrics of `metrics_set` in its order, each once, COCO's when it is empty, as in the OD API; then those of
+    `parameterized_metric`.
 
     Raises:
-      UserError: an unknown metric, or a super category of unknown categories.
+      UserError: an unknown metric, class or keypoint, or a super category of unknown categories.
     """
     names = label_map.names(use_display_name=True)
-    metrics = []
+    metrics: list[Metric] = []
     for name in dict.fromkeys(eval_config.metrics_set or [DEFAULT]):
-        if name not in TABLE:
-            raise UserError(_unknown("metrics_set", "metric", name, TABLE, name in ELSEWHERE))
-        metrics.append(TABLE[name](eval_config, names))
+        if name == KEYPOINTS:
+            metrics += _keypoints_of_all_classes(label_map)
+        elif name not in TABLE:
+            known = [*TABLE, KEYPOINTS]
+            raise UserError(_unknown("metrics_set", "metric", name, known, name in ELSEWHERE))
+        else:
+            metrics.append(TABLE[name](eval_config, names))
+    for index, parameterized in enumerate(eval_config.parameterized_metric):
+        if not parameterized.HasField(KEYPOINTS):
+            raise UserError(f"eval_config.parameterized_metric[{index}]: is empty, expected {KEYPOINTS}")
+        field = f"parameterized_metric[{index}].{KEYPOINTS}"
+        metrics.append(_keypoints(parameterized.coco_keypoint_metrics, label_map, field))
     return metrics
+
+
+def _keypoints_of_all_classes(label_map: LabelMap) -> list[Metric]:
+    labels = [label for label in label_map.labels if label.keypoints]
+    if not labels:
+        why = f"needs a class with keypoints, and {_no_keypoints(label_map)}"
+        raise UserError(f"eval_config.metrics_set: {KEYPOINTS} {why}")
+    return [CocoKeypointMetrics(label.id, label.display_name, _places(label), COCO_SIGMAS) for label in labels]
+
+
+def _keypoints(config: eval_pb2.CocoKeypointMetrics, label_map: LabelMap, field: str) -> Metric:
+    found = [label for label in label_map.labels if config.class_label in (label.display_name, label.name)]
+    if not found:
+        names = label_map.names(use_display_name=True).values()
+        raise UserError(_unknown(f"{field}.class_label", "class", config.class_label, names))
+    label, places = found[0], _places(found[0])
+    if not places:
+        raise UserError(f"eval_config.{field}.class_label: {_no_keypoints(label_map)} for {config.class_label!r}")
+    for name, sigma in sorted(config.keypoint_label_to_sigmas.items()):
+        if name not in places:
+            raise UserError(_unknown(f"{field}.keypoint_label_to_sigmas", "keypoint", name, places))
+        if not sigma > 0:
+            raise UserError(f"eval_config.{field}.keypoint_label_to_sigmas[{name!r}] is {sigma}, expected more than 0")
+    return CocoKeypointMetrics(label.id, label.display_name, places, config.keypoint_label_to_sigmas)
+
+
+def _places(label: Label) -> dict[str, int]:
+    return {name: place for place, name in label.keypoints}
+
+
+def _no_keypoints(label_map: LabelMap) -> str:
+    return f"{label_map.path} has no keypoints {{ id: 0 label: 'nose' }} ..."
 
 
 def build_style(eval_config: eval_pb2.EvalConfig) -> Style:
@@ -93,6 +144,7 @@ def build_style(eval_config: eval_pb2.EvalConfig) -> Style:
         skip_labels=eval_config.skip_labels,
         groundtruth_on_prediction=eval_config.visualize_groundtruth_boxes,
         groundtruth_color=rgb,
+        keypoint_edges=tuple((edge.start, edge.end) for edge in eval_config.keypoint_edge),
     )
 
 

@@ -51,7 +51,9 @@ HONOURED: dict[str, str] = {
     "maxpool_stride second_stage_box_predictor second_stage_batch_size second_stage_balance_fraction "
     "second_stage_post_processing second_stage_localization_loss_weight second_stage_classification_loss_weight "
     "second_stage_mask_prediction_loss_weight hard_example_miner second_stage_classification_loss "
-    "clip_anchors_to_image use_combined_nms_in_first_stage",
+    "clip_anchors_to_image use_combined_nms_in_first_stage "
+    "context_config",
+    "Context": ALL,
     "FasterRcnnFeatureExtractor": ALL,
     "MaskRCNNBoxPredictor": "fc_hyperparams use_dropout dropout_keep_probability box_code_size "
     "share_box_across_classes conv_hyperparams predict_instance_masks mask_prediction_conv_depth mask_height "
@@ -179,11 +181,15 @@ HONOURED: dict[str, str] = {
     "ManualStepLearningRate.LearningRateSchedule": ALL,
     "CosineDecayLearningRate": ALL,
     # Evaluation
-    "EvalConfig": "batch_size num_visualizations num_examples eval_interval_secs metrics_set super_categories "
+    "EvalConfig": "batch_size num_visualizations num_examples eval_interval_secs metrics_set parameterized_metric "
+    "super_categories keypoint_edge "
     "use_moving_averages min_score_threshold max_num_boxes_to_visualize skip_scores skip_labels "
     "visualize_groundtruth_boxes groundtruth_box_visualization_color "
     "include_metrics_per_category all_metrics_per_category eval_every_n_steps best_metric best_metric_is_loss "
     "early_stopping_patience early_stopping_min_delta eval_at_start",
+    "ParameterizedMetric": ALL,
+    "CocoKeypointMetrics": ALL,
+    "KeypointEdge": ALL,
     # Data
     "InputReader": "label_map_path shuffle shuffle_buffer_size filenames_shuffle_buffer_size num_epochs "
     "sample_1_of_n_examples num_readers num_prefetch_batches read_block_length drop_remainder max_number_of_boxes "
@@ -286,6 +292,7 @@ WITHOUT_EFFECT: dict[str, dict[str, str]] = {
     },
     "EvalConfig": {
         "max_evals": "evaluations follow the checkpoints",
+        "eval_instance_masks": "coco_mask_metrics of metrics_set asks for masks",
         "save_graph": "there is no graph to save; SavedModels come from od-finetune export",
         "eval_master": _ONE_MACHINE,
         "retain_original_images": "what pictures need is kept",
@@ -317,12 +324,8 @@ UNHONOURED: dict[str, str] = {
     "WeightedDiceClassificationLoss": ALL,
     "TargetAssigner": ALL,
     "TrainConfig": "use_multiclass_scores use_bfloat16 summarize_gradients",
-    "EvalConfig": "visualization_export_dir parameterized_metric export_path ignore_groundtruth eval_instance_masks "
-    "keep_image_id_for_visualization_export recall_lower_bound recall_upper_bound force_no_resize keypoint_edge "
-    "skip_predictions_for_unlabeled_class",
-    "ParameterizedMetric": ALL,
-    "CocoKeypointMetrics": ALL,
-    "KeypointEdge": ALL,
+    "EvalConfig": "visualization_export_dir export_path ignore_groundtruth keep_image_id_for_visualization_export "
+    "recall_lower_bound recall_upper_bound force_no_resize skip_predictions_for_unlabeled_class",
     "InputReader": "num_additional_channels keypoint_type_weight load_multiclass_scores load_context_features "
     "load_context_image_ids input_type frame_index external_input_reader expand_labels_hierarchy",
     "ExternalInputReader": ALL,
@@ -330,8 +333,7 @@ UNHONOURED: dict[str, str] = {
     "ExperimentalModel": ALL,
     "GraphRewriter": ALL,
     "Quantization": ALL,
-    "FasterRcnn": "output_final_box_features output_final_box_rpn_features context_config",
-    "Context": ALL,
+    "FasterRcnn": "output_final_box_features output_final_box_rpn_features",
     "CenterNet.ObjectCenterParams": "use_labeled_classes",
     "CenterNet.DeepMACMaskEstimation": "mask_num_subsamples max_roi_jitter_ratio jitter_mode "
     "box_consistency_loss_weight color_consistency_threshold color_consistency_dilation color_consistency_loss_weight "
@@ -346,6 +348,15 @@ UNHONOURED: dict[str, str] = {
     "ConvertClassLogitsToSoftmax": ALL,
     "AutoAugmentImage": ALL,
     STEPS: "autoaugment_image convert_class_logits_to_softmax scale_boxes_to_pixel_coordinates",
+}
+
+# Of what is not honoured: why, and what to do instead, where the name of the field does not say it.
+WHY_NOT: dict[tuple[str, str], tuple[str, str]] = {
+    ("TrainEvalPipelineConfig", "graph_rewriter"): (
+        "asks for quantisation-aware training, and training is in float only",
+        "remove graph_rewriter to train in float (of a quantised checkpoint the weights restore, and its recorded "
+        "ranges are not needed); quantise after training, with the tools for the device it is meant for",
+    ),
 }
 
 REPLACED_BY: dict[tuple[str, str], str] = {
@@ -408,3 +419,8 @@ def is_needed(field: FieldDescriptor) -> bool:
 def why_without_effect(field: FieldDescriptor) -> str:
     """The reason that WITHOUT_EFFECT gives."""
     return WITHOUT_EFFECT[message_name(field.containing_type)][field.name]
+
+
+def why_not(field: FieldDescriptor) -> tuple[str, str] | None:
+    """What WHY_NOT says of a field that is not honoured."""
+    return WHY_NOT.get((message_name(field.containing_type), field.name))

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from od_finetune.config.hyperparams import build_dense_hyperparams, build_hyperparams
 from od_finetune.config.two_stage_extractors import TwoStageExtractor
 from od_finetune.errors import UserError
-from od_finetune.models.heads import mask, rfcn, roi
+from od_finetune.models.heads import context, mask, rfcn, roi
 from od_finetune.names import Rules
 from od_finetune.protos import faster_rcnn_pb2
 
@@ -41,10 +41,16 @@ def _mask_rcnn(proto: faster_rcnn_pb2.FasterRcnn, extractor: TwoStageExtractor) 
         hyperparams=build_dense_hyperparams(predictor.fc_hyperparams, f"{at}.fc_hyperparams"),
         share_box_across_classes=predictor.share_box_across_classes,
         dropout_keep_probability=predictor.dropout_keep_probability if predictor.use_dropout else 1.0,
+        use_dropout=predictor.use_dropout,
     )
     head = roi.BoxHead(options, proto.num_classes)
     masks, rules = _mask_head(proto)
-    module = roi.CropClassifier(build_crop(proto), extractor.second, head, masks)
+    attention = build_context(proto)
+    if attention is not None and masks is not None:
+        raise UserError("model.faster_rcnn.number_of_stages: found 3, but with context_config there are no masks; "
+                        "expected 2")
+    early = proto.context_config.attention_position == faster_rcnn_pb2.POST_RPN
+    module = roi.CropClassifier(build_crop(proto), extractor.second, head, masks, attention, early)
     return SecondStage(module, [*roi.TF2_RULES, *rules])
 
 
@@ -82,6 +88,9 @@ def _rfcn(proto: faster_rcnn_pb2.FasterRcnn, extractor: TwoStageExtractor) -> Se
         raise UserError(f"{at}.box_code_size: found {predictor.box_code_size}, expected {roi.CODE_SIZE}")
     if proto.number_of_stages == 3:
         raise UserError("model.faster_rcnn.number_of_stages: found 3, but rfcn_box_predictor has no masks; expected 2")
+    if proto.HasField("context_config"):
+        raise UserError("model.faster_rcnn.context_config: rfcn_box_predictor has no features of single regions to "
+                        "which it could add; remove it")
     if extractor.num_maps != 1:
         raise UserError(f"{at}: {proto.feature_extractor.type} has {extractor.num_maps} feature maps, expected one")
     bins = predictor.num_spatial_bins_height, predictor.num_spatial_bins_width
@@ -94,6 +103,38 @@ def _rfcn(proto: faster_rcnn_pb2.FasterRcnn, extractor: TwoStageExtractor) -> Se
     hyperparams = build_hyperparams(predictor.conv_hyperparams, f"{at}.conv_hyperparams")
     head = rfcn.RfcnHead(rfcn.RfcnOptions(hyperparams, bins, crop, predictor.depth), proto.num_classes)
     return SecondStage(rfcn.RfcnClassifier(extractor.second, head), [])
+
+
+def build_context(proto: faster_rcnn_pb2.FasterRcnn) -> context.ContextAttention | None:
+    """What lets regions attend to other images; None without a context_config.
+
+    Raises:
+      UserError: nothing would be attended to, or numbers that cannot be.
+    """
+    if not proto.HasField("context_config"):
+        return None
+    at, message = "model.faster_rcnn.context_config", proto.context_config
+    if not (message.use_self_attention or message.use_long_term_attention):
+        raise UserError(f"{at}: both use_self_attention and use_long_term_attention are false; set one, or remove "
+                        "context_config")
+    if message.attention_position == faster_rcnn_pb2.ATTENTION_DEFAULT:
+        raise UserError(f"{at}.attention_position: found ATTENTION_DEFAULT, expected POST_RPN or POST_BOX_CLASSIFIER")
+    for field in ("max_num_context_features", "attention_bottleneck_dimension", "attention_temperature",
+                  "context_feature_length", "num_attention_heads", "num_attention_layers"):  # fmt: skip
+        if getattr(message, field) <= 0:
+            raise UserError(f"{at}.{field}: found {getattr(message, field):g}, expected more than 0")
+    options = context.ContextOptions(
+        context_feature_length=message.context_feature_length,
+        max_num_context_features=message.max_num_context_features,
+        attention_bottleneck_dimension=message.attention_bottleneck_dimension,
+        attention_temperature=message.attention_temperature,
+        use_self_attention=message.use_self_attention,
+        use_long_term_attention=message.use_long_term_attention,
+        self_attention_in_sequence=message.self_attention_in_sequence,
+        num_attention_heads=message.num_attention_heads,
+        num_attention_layers=message.num_attention_layers,
+    )
+    return context.ContextAttention(options)
 
 
 def build_crop(proto: faster_rcnn_pb2.FasterRcnn) -> roi.RoiCrop:

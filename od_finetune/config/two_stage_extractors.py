@@ -65,7 +65,7 @@ def build_extractor(proto: faster_rcnn_pb2.FasterRcnnFeatureExtractor) -> TwoSta
         strides = {"output_stride": proto.first_stage_features_stride}
     else:
         source = necks.NeckSource(
-            scopes[0], row.levels, row.tf2_scope, "", (), row.keras, family.last_layer, family.layer_name
+            scopes[0], row.levels, row.tf2_scope, "", (), row.keras, family.last_layer, family.layer_name, base
         )
         neck, strides = row.neck(proto, source, neck_hyperparams), {}
     return TwoStageExtractor(

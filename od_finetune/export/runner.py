@@ -22,6 +22,14 @@ class Found(NamedTuple):
     boxes: np.ndarray  # float32 [D, 4], normalised
     scores: np.ndarray  # float32 [D]
     classes: np.ndarray  # int32 [D], label ids (1-based)
+    # None where the detector has no such head
+    masks: np.ndarray | None = None  # float32 [D, h, w], probabilities within the box
+    keypoints: np.ndarray | None = None  # float32 [D, K, 2], normalised y and x
+    keypoint_scores: np.ndarray | None = None  # float32 [D, K]
+
+    def select(self, rows: np.ndarray) -> Found:
+        """The detections at `rows`, in that order."""
+        return Found(*(None if values is None else values[rows] for values in self))
 
 
 class ExportedDetector:
@@ -40,8 +48,10 @@ class ExportedDetector:
         """Detections in one encoded image (JPEG, PNG, GIF or BMP), whatever the export's input type."""
         outputs = self(self._batch_of_one(encoded))
         count = int(outputs["num_detections"][0])
-        boxes, scores, classes = (outputs[f"detection_{name}"][0][:count] for name in ("boxes", "scores", "classes"))
-        return Found(boxes, scores, classes.astype(np.int32))
+        values = {
+            name: outputs[f"detection_{name}"][0][:count] for name in Found._fields if f"detection_{name}" in outputs
+        }
+        return Found(**{**values, "classes": values["classes"].astype(np.int32)})
 
     def _batch_of_one(self, encoded: bytes) -> np.ndarray:
         if self.input_spec.dtype == tf.string:

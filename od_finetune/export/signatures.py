@@ -125,6 +125,13 @@ def named_outputs(detections: Detections) -> dict[str, tf.Tensor]:
         "raw_detection_scores": detections.raw_scores,
         "detection_multiclass_scores": detections.multiclass_scores,
         "detection_anchor_indices": detections.anchor_indices,
+        "detection_masks": detections.masks,
+        "detection_keypoints": detections.keypoints,
+        "detection_keypoint_scores": detections.keypoint_scores,
+        "detection_keypoint_depths": detections.keypoint_depths,
+        "detection_surface_coords": detections.surface_coords,
+        "detection_embeddings": detections.embeddings,
+        "detection_temporal_offsets": detections.temporal_offsets,
     }
     return {name: tf.cast(value, tf.float32) for name, value in values.items() if value is not None}
 

@@ -25,6 +25,7 @@ class ImageRecord(NamedTuple):
     difficult: np.ndarray  # bool [n]
     group_of: np.ndarray  # bool [n]
     area: np.ndarray  # float64 [n], pixels; of the record where it gives one, else of the box
+    rows: np.ndarray  # int64 [n], where each stands in the batch's ground truth: a box of two classes stands here twice
     detected_boxes: np.ndarray  # float64 [d, 4]
     detected_categories: np.ndarray  # int64 [d], label ids (1-based)
     scores: np.ndarray  # float64 [d]
@@ -51,6 +52,7 @@ def image_records(batch: fields.Batch, detections: fields.Detections) -> Iterato
             difficult=truth.difficult[i, row].astype(bool),
             group_of=truth.group_of[i, row].astype(bool),
             area=np.where(area > 0, area, np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)),
+            rows=row,
             detected_boxes=found[0][i, :kept].astype(np.float64) * scale,
             detected_categories=found[1][i, :kept].astype(np.int64) + 1,
             scores=found[2][i, :kept].astype(np.float64),

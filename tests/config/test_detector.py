@@ -106,7 +106,7 @@ def test_extractor_refuses_what_it_does_not_have():
 
 
 # MobileDet and MnasFPN have hyperparams of their own; and one of each kind of network is enough.
-_OTHERS = re.compile("mobiledet|mnasfpn|v3_small|minimalistic|edgetpu|embedded|resnet1")
+_OTHERS = re.compile("mobiledet|mnasfpn|v3_small|minimalistic|edgetpu|embedded|resnet1|efficientnet-b")
 CONFIGURABLE = [kind for kind in sorted(TABLE) if TABLE[kind].defaults and not _OTHERS.search(kind)]
 
 
@@ -145,6 +145,17 @@ def test_hyperparams_that_no_config_changes(kind, caplog):
     ("text", "message"),
     [
         ('type: "ssd_mobilenet_v1_fpn" bifpn {}', "bifpn: ssd_mobilenet_v1_fpn has a plain feature pyramid"),
+        ('type: "ssd_efficientnet-b0_bifpn_keras" fpn {}', "fpn: .* has a bidirectional feature pyramid"),
+        ('type: "ssd_efficientnet-b0_bifpn_keras" bifpn { min_level: 0 }', "found min_level 0 and max_level 7"),
+        ('type: "ssd_efficientnet-b0_bifpn_keras" bifpn { min_level: 6 }', "found min_level 6 and max_level 7"),
+        ('type: "ssd_efficientnet-b0_bifpn_keras" bifpn { max_level: 3 }', "found min_level 3 and max_level 3"),
+        ('type: "ssd_efficientnet-b0_bifpn_keras" bifpn { num_filters: 0 }', "num_filters: found 0"),
+        ('type: "ssd_efficientnet-b0_bifpn_keras" bifpn { combine_method: "fast_attn" }',
+         "combine_method: found 'fast_attn'.*nearest: fast_attention"),
+        ('type: "ssd_efficientnet-b0_bifpn_keras" num_layers: 6', "num_layers: found 6.*bifpn, 3 to 7"),
+        ('type: "ssd_efficientnet-b0_bifpn_keras" use_explicit_padding: true', "use_explicit_padding: found true"),
+        ('type: "ssd_efficientnet-b0_bifpn_keras" override_base_feature_extractor_hyperparams: true',
+         "override_base_feature_extractor_hyperparams: found true"),
         ('type: "ssd_mobilenet_v1_fpn" num_layers: 6', "num_layers: found 6.*fpn, 3 to 7"),
         ('type: "ssd_mobilenet_v1_fpn" fpn { min_level: 1 }', "found min_level 1 and max_level 7"),
         ('type: "ssd_mobilenet_v1_fpn" fpn { min_level: 5 max_level: 4 }', "found min_level 5 and max_level 4"),
@@ -170,6 +181,27 @@ def test_levels_of_a_pyramid(low, high, last):
     assert [features.shape[1] for features in maps] == [128 // 2**level for level in range(low, high + 1)]
     assert built.num_maps == len(maps) and {features.shape[3] for features in maps} == {25}
     assert list(weighted_layers(built.backbone))[-1] == f"FeatureExtractor/MobilenetV1/{last}/BatchNorm"
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "filters", "last", "method"),
+    [
+        ("b0", "", 64, "node_25/3_up_lvl_7", "fast_attention"),
+        ("b0", "bifpn { num_iterations: 1 }", 64, "node_09/1_up_lvl_7", "fast_attention"),
+        ("b6", "", 384, "node_65/8_up_lvl_7", "sum"),
+        # A message that is there says fast_attention unless it says something else.
+        ("b6", "bifpn { num_iterations: 1 num_filters: 16 max_level: 5 } min_depth: 24", 24, "node_03/1_up_lvl_5",
+         "fast_attention"),
+    ],
+)  # fmt: skip
+def test_a_bifpn_is_the_versions_unless_the_config_says_otherwise(kind, text, filters, last, method):
+    built = extractor(f'type: "ssd_efficientnet-{kind}_bifpn_keras" {text}')
+    maps = built.neck({level: tf.zeros([1, 64 // 2**i, 64 // 2**i, 8]) for i, level in enumerate(built.neck.levels)})
+    assert {features.shape[3] for features in maps} == {filters} and len(maps) == built.num_maps
+    layers = weighted_layers(built.neck)
+    smooth = [scope for scope in layers if scope.endswith("separable_conv")]
+    assert smooth[-1] == f"FeatureExtractor/Efficientnet{kind.upper()}/bifpn/{last}/post_combine/separable_conv"
+    assert any(scope.endswith("/combine") for scope in layers) == (method != "sum")
 
 
 def test_only_tf1s_fpnlite_has_a_narrow_last_convolution():

@@ -10,10 +10,11 @@ from od_finetune.errors import UserError
 
 def test_reads_names_and_display_names(tmp_path: Path) -> None:
     path = tmp_path / "map.pbtxt"
-    items = ("id: 1 name: 'x' display_name: 'cat'", "id: 2 name: 'dog'", "id: 3 display_name: 'é'")
+    cat = "id: 1 name: 'x' display_name: 'cat' keypoints { id: 1 label: 'ear' } keypoints { id: 0 label: 'nose' }"
+    items = (cat, "id: 2 name: 'dog'", "id: 3 display_name: 'é'")
     path.write_text(" ".join(f"item {{ {item} }}" for item in items), encoding="utf-8")
     labels = load_label_map(str(path)).check(3).labels
-    assert labels == ((1, "x", "cat"), (2, "dog", "dog"), (3, "é", "é"))
+    assert labels == ((1, "x", "cat", ((1, "ear"), (0, "nose"))), (2, "dog", "dog", ()), (3, "é", "é", ()))
 
 
 def test_coco_map_has_gaps(shared: Path) -> None:

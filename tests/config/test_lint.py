@@ -185,6 +185,30 @@ def test_more_than_one_reader_to_evaluate_is_an_error(findings):
     assert "one is evaluated" in error.message and "input_path" in error.hint and "--set" in error.hint
 
 
+@pytest.mark.parametrize(
+    ("override", "path", "text"),
+    [
+        ("eval_config.metrics_set=['coco_mask_metrics']", "load_instance_masks", "metrics_set holds coco_mask_metrics"),
+        ("eval_config.metrics_set=['coco_keypoint_metrics']", "num_keypoints", "asks for coco_keypoint_metrics"),
+        (
+            "eval_config.parameterized_metric[+]={coco_keypoint_metrics {class_label: 'cat'}}",
+            "num_keypoints",
+            "asks for coco_keypoint_metrics",
+        ),
+    ],
+)
+def test_metrics_measure_what_is_read(findings, override, path, text):
+    found = {finding.path: finding for finding in only(findings(override), ERROR)}
+    assert text in found[f"eval_input_reader[0].{path}"].message
+
+
+def test_flips_know_the_keypoints(findings):
+    flip = "train_config.data_augmentation_options[+]={random_horizontal_flip {keypoint_flip_permutation: [0, 2, 1]}}"
+    assert not only(findings(flip), ERROR)
+    (error,) = only(findings(flip, "train_input_reader.num_keypoints=2"), ERROR)
+    assert "keypoint_flip_permutation" in error.text() and "each number of 0 to 1 once" in error.message
+
+
 def test_averages_that_nobody_reads_are_a_note(findings):
     optimizer = "train_config.optimizer.use_moving_average="
     (note,) = findings(optimizer + "true")
@@ -228,7 +252,7 @@ OPTIONAL = [
     ("model.ssd.implicit_example_weight=0.5", "model.ssd.implicit_example_weight"),
     ("model.ssd.loss.equalization_loss.weight=1", "model.ssd.loss.equalization_loss.weight"),
     ("graph_rewriter={quantization {}}", "graph_rewriter"),
-    ("train_input_reader.load_instance_masks=true", "train_input_reader.load_instance_masks"),
+    ("train_input_reader.load_multiclass_scores=true", "train_input_reader.load_multiclass_scores"),
     ("train_input_reader.input_type=TF_SEQUENCE_EXAMPLE", "train_input_reader.input_type"),
     ("train_config.data_augmentation_options={autoaugment_image {}}",
      "train_config.data_augmentation_options[0].autoaugment_image"),
@@ -240,6 +264,8 @@ def test_set_but_not_honoured_is_an_error_unless_allowed(findings, override, pat
     (error,) = [finding for finding in findings(override) if finding.unhonoured]
     assert (error.severity, error.path) == (ERROR, path)
     assert "not honoured" in error.message and "--allow_unhonoured" in error.hint
+    if path == "graph_rewriter":
+        assert "quantisation-aware training" in error.message and "remove graph_rewriter" in error.hint
     allowed = findings(override, allow_unhonoured=True)
     (warning,) = [finding for finding in allowed if finding.unhonoured]
     assert warning.severity == WARNING and "left out" in warning.hint
@@ -264,7 +290,6 @@ def test_without_unhonoured_clears_what_it_names_and_nothing_else(folder):
     [
         ("model.experimental_model={}", "ssd"),
         ("model.ssd.loss.classification_loss={weighted_dice_classification_loss {}}", "weighted_sigmoid"),
-        ("model.ssd.feature_extractor.bifpn={}", "fpn"),
         ("train_input_reader.external_input_reader={}", "tf_record_input_reader"),
     ],
 )
@@ -275,7 +300,7 @@ def test_what_a_run_cannot_do_without_stays_an_error(findings, override, support
 
 
 def test_the_default_of_a_field_that_is_not_honoured_is_fine(findings):
-    assert findings("train_input_reader.load_instance_masks=false", "model.ssd.implicit_example_weight=1.0") == []
+    assert findings("train_input_reader.load_multiclass_scores=false", "model.ssd.implicit_example_weight=1.0") == []
 
 
 def test_machinery_is_a_note(findings):

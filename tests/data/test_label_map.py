@@ -41,3 +41,22 @@ def test_gaps_and_spare_classes_only_warn() -> None:
     assert "no item for id 2-3, 6-8: 4 labels, ids up to 9" in labels.warnings(9)[0]
     assert "num_classes 12" in labels.warnings(12)[1]
     assert _map((1, "a"), (2, "b")).warnings(2) == []
+
+
+def test_keypoints_of_all_classes() -> None:
+    person = Label(1, "person", "person", ((0, "nose"), (1, "hand")))
+    labels = LabelMap((person, Label(2, "dog", "dog", ((0, "nose"), (2, "tail")))), "map.pbtxt")
+    assert labels.check().keypoint_ids() == {"nose": 0, "hand": 1, "tail": 2}
+
+
+@pytest.mark.parametrize(
+    ("keypoints", "expected"),
+    [
+        (((0, "nose"), (0, "hand")), "keypoint id 0 is given to 2 keypoints, expected each once"),
+        (((0, "nose"), (1, "nose")), "keypoint label 'nose' is given to 2 keypoints, expected each once"),
+        (((-1, "nose"),), "keypoint 'nose' has id -1, expected ids from 0"),
+    ],
+)
+def test_keypoints_that_can_not_be_told_apart(keypoints: tuple, expected: str) -> None:
+    (error,) = LabelMap((Label(1, "person", "person", keypoints),), "map.pbtxt").errors()
+    assert error == f"map.pbtxt: {expected}"

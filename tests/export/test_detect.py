@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 
+import hotcoco
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from od_finetune.cli import main as cli
@@ -74,3 +76,40 @@ def test_bad_paths(argument, message, exported, tmp_path, monkeypatch, capsys):
     assert message in capsys.readouterr().err
 
 
+
+
+@pytest.fixture(scope="module")
+def with_masks(tiny_detector, tmp_path_factory):
+    """The same detector, each of whose detections has its left half as mask and two corners as keypoints."""
+
+    class Masked(type(tiny_detector)):
+        def postprocess(self, predictions, true_shapes):
+            found = super().postprocess(predictions, true_shapes)
+            shape = tf.concat([tf.shape(found.scores), [1, 1]], 0)
+            masks = tf.tile(tf.constant([[[[1.0, 1.0, 0.0, 0.0]]]]), shape) * tf.ones([1, 1, 4, 1])
+            keypoints = tf.reshape(found.boxes, [-1, found.boxes.shape[1], 2, 2])
+            return found._replace(masks=masks, keypoints=keypoints, keypoint_scores=keypoints[..., 0])
+
+    detector = Masked()
+    detector.build()
+    directory = tmp_path_factory.mktemp("masked") / "out"
+    bundle.export(detector, directory, "image_tensor", formats=("frozen_graph",))
+    return directory
+
+
+def test_masks_and_keypoints(with_masks, photographs, tmp_path):
+    out = tmp_path / "out"
+    arguments = ["--min_score", "0.0", "--output_directory", str(out), str(photographs / "b.png")]
+    assert cli.main(["detect", "--model", str(with_masks), *arguments]) == 0
+    (line,) = (out / "detections.jsonl").read_text().splitlines()
+    for found in json.loads(line)["detections"]:
+        box = [found["box"][side] for side in ("ymin", "xmin", "ymax", "xmax")]
+        points = [[point["y"], point["x"]] for point in found["keypoints"]]
+        np.testing.assert_allclose(np.ravel(points), box, atol=0.02)
+        assert found["keypoints"][1]["score"] == pytest.approx(box[2] / 30, abs=1e-3)
+        code = {"size": found["mask"]["size"], "counts": found["mask"]["counts"].encode()}
+        rows, columns = np.nonzero(hotcoco.mask.decode(code))
+        assert found["mask"]["size"] == [30, 40]
+        np.testing.assert_allclose([rows.min(), rows.max()], [box[0], box[2]], atol=2)
+        np.testing.assert_allclose([columns.min(), columns.max()], [box[1], (box[1] + box[3]) / 2], atol=2)
+    assert (out / "b.jpg").exists()

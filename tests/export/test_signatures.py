@@ -47,3 +47,17 @@ def test_outputs_are_float_and_classes_start_at_one():
     assert outputs["detection_classes"].numpy().tolist() == [[1.0, 5.0]]
     assert {value.dtype for value in outputs.values()} == {tf.float32}
     assert "detection_multiclass_scores" not in outputs and "detection_anchor_indices" not in outputs
+    assert not {name for name in outputs if "mask" in name or "keypoint" in name}
+
+
+def test_masks_and_keypoints_are_outputs_where_there_are_any():
+    zeros = tf.zeros([1, 2])
+    detections = Detections(
+        boxes=tf.zeros([1, 2, 4]), scores=zeros, classes=tf.constant([[0, 4]]), num_detections=tf.constant([2]),
+        multiclass_scores=None, anchor_indices=None, raw_boxes=tf.zeros([1, 2, 4]), raw_scores=zeros,
+        masks=tf.ones([1, 2, 15, 15]), keypoints=tf.ones([1, 2, 17, 2]), keypoint_scores=tf.ones([1, 2, 17]))
+    shapes = {name: value.shape.as_list() for name, value in signatures.named_outputs(detections).items()}
+    assert shapes["detection_masks"] == [1, 2, 15, 15]
+    assert shapes["detection_keypoints"] == [1, 2, 17, 2]
+    assert shapes["detection_keypoint_scores"] == [1, 2, 17]
+    assert "detection_surface_coords" not in shapes

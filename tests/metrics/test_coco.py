@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from od_finetune.metrics.coco import SUMMARIES, CocoDetectionMetrics, precision_and_recall
+from od_finetune.metrics.coco import CocoDetectionMetrics, precision_and_recall
+from od_finetune.metrics.coco_tables import SUMMARIES
 from od_finetune.metrics.records import image_records
 
 NAMES = {1: "cat", 2: "dog", 3: "owl"}

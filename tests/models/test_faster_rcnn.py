@@ -135,9 +135,10 @@ def test_class_rows(detector):
     assert shared.class_layout(f"{scope}/BoxEncodingPredictor/biases") is None
 
 
-def test_no_object_graph_yet(detector):
-    with pytest.raises(UserError, match="TF2 installation"):
-        detector.tf2_objects()
+def test_object_graphs_are_of_two_stages(detector):
+    assert "_mask_rcnn_box_predictor" in detector.tf2_objects()
+    with pytest.raises(UserError, match="mask_rcnn_box_predictor only"):
+        two_stage.tiny(number_of_stages=1).tf2_objects()
 
 
 def test_it_overfits_one_batch():

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from goldens import recorded_variables
 
 from od_finetune.errors import UserError
-from od_finetune.models.backbones import inception_resnet_v2, inception_v2
+from od_finetune.models import tf2_objects
+from od_finetune.models.backbones import inception_resnet_v2, inception_v2, inception_v3
 from od_finetune.models.backbones.inception import (
     Chain,
     Conv,
@@ -19,7 +21,9 @@ from od_finetune.models.backbones.inception import (
     Separable,
     scaled_width,
 )
+from od_finetune.models.detectors.base import TF2_LEAVES
 from od_finetune.models.layers import ConvHyperparams, named_variables
+from od_finetune.names import apply_rules
 
 HYPERPARAMS = ConvHyperparams(initializer=tf_keras.initializers.GlorotUniform)
 STEPS = (
@@ -86,3 +90,79 @@ def test_no_tf2_checkpoint():
     assert backbone.blocks()[-1].name == "Mixed_3b"
     with pytest.raises(UserError, match="TF2 half has no Inception"):
         backbone.tf2_objects()
+
+
+def test_tf2_numbers_layers_by_their_distance_from_the_output():
+    """Between the input and the sum of two ways, the longer way comes first, then both in turns."""
+    source = tf2_objects.Node({})
+    short = tf2_objects.Node({"kernel": "short"}, (source,))
+    long = tf2_objects.chained([{"kernel": "long"}, {"kernel": "longer"}], source)
+    tree = tf2_objects.branching(tf2_objects.Node({}, (short, long)))
+    layers = {name: node.get("kernel", "") for name, node in tree.items()}
+    assert layers == {
+        "layer-0": "",
+        "layer_with_weights-0": "long",
+        "layer-1": "long",
+        "layer_with_weights-1": "short",
+        "layer-2": "short",
+        "layer_with_weights-2": "longer",
+        "layer-3": "longer",
+        "layer-4": "",
+    }
+
+
+def test_the_second_stages_counterpart_in_slims_classification_net():
+    vocabulary, _ = inception_resnet_v2.VOCABULARIES
+    scope = "SecondStageFeatureExtractor/InceptionResnetV2"
+    assert apply_rules(f"{scope}/Repeat/block8_3/Branch_0/Conv2d_1x1/weights", vocabulary.rules) == (
+        "InceptionResnetV2/Repeat_2/block8_3/Branch_0/Conv2d_1x1/weights"
+    )
+    assert apply_rules(f"{scope}/Mixed_7a/Branch_0/x", vocabulary.rules) == f"{scope}/Mixed_7a/Branch_0/x"
+
+
+@pytest.mark.slow
+def test_object_graph_of_both_stages(shared):
+    """Layers in the order in which the recorded checkpoint has them, and what they hold."""
+    golden = shared / "reference" / "goldens" / "tf2_mask_rcnn_inception_resnet_v2_1024x1024_coco17_gpu-8"
+    for scope, key, part in (
+        ("FirstStage", "proposal_features", inception_resnet_v2.first_stage),
+        ("SecondStage", "box_classifier_features", inception_resnet_v2.second_stage),
+    ):
+        hyperparams = inception_resnet_v2.DEFAULTS
+        module = part(f"{scope}FeatureExtractor/InceptionResnetV2", hyperparams)
+        with tf.__internal__.FuncGraph("build").as_default():
+            channels = 3 if scope == "FirstStage" else 1088
+            module(tf.compat.v1.placeholder(tf.float32, [1, 64, 64, channels]))
+        prefix = f"model/_feature_extractor_for_{key}/"
+        ours = {
+            f"{prefix}{name}/{attribute}": apply_rules(variable, [*inception_resnet_v2.TF2_RULES, *TF2_LEAVES])
+            for name, node in module.tf2_objects().items()
+            for attribute, variable in node.items()
+            if isinstance(variable, str) and name.startswith("layer_with_weights")
+        }
+        recorded = {path: name for path, name, _ in recorded_variables(golden) if path.startswith(prefix)}
+        assert ours == recorded
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("FeatureExtractor/InceptionV3/Conv2d_4a_3x3/weights", "Conv2d_4a_3x3.conv.weight"),
+        ("FeatureExtractor/InceptionV3/Mixed_5c/Branch_1/Conv_1_0c_5x5/BatchNorm/beta", "Mixed_5c.branch5x5_2.bn.bias"),
+        ("FeatureExtractor/InceptionV3/Mixed_6d/Branch_2/Conv2d_0e_1x7/weights", "Mixed_6d.branch7x7dbl_5.conv.weight"),
+        ("FeatureExtractor/InceptionV3/Mixed_7b/Branch_1/Conv2d_0b_3x1/weights", "Mixed_7b.branch3x3_2b.conv.weight"),
+        ("FeatureExtractor/InceptionV3/Mixed_7c/Branch_3/Conv2d_0b_1x1/weights", "Mixed_7c.branch_pool.conv.weight"),
+        ("{1}/Conv2d_2b_3x3/BatchNorm/moving_mean", "conv2d_2b.bn.running_mean"),
+        ("{1}/Mixed_5b/Branch_3/Conv2d_0b_1x1/weights", "mixed_5b.branch3.1.conv.weight"),
+        ("{1}/Repeat/block35_10/Conv2d_1x1/biases", "repeat.9.conv2d.bias"),
+        ("{1}/Repeat_1/block17_1/Branch_0/Conv2d_1x1/weights", "repeat_1.0.branch0.conv.weight"),
+        ("{2}/Repeat/block8_9/Branch_1/Conv2d_0c_3x1/weights", "repeat_2.8.branch1.2.conv.weight"),
+        ("{2}/Block8/Conv2d_1x1/weights", "block8.conv2d.weight"),
+        ("{2}/Conv2d_7b_1x1/BatchNorm/beta", "conv2d_7b.bn.bias"),
+    ],
+)
+def test_names_in_pytorch(name, expected):
+    first, second = (f"{stage}StageFeatureExtractor/InceptionResnetV2" for stage in ("First", "Second"))
+    name = name.replace("{1}", first).replace("{2}", second)
+    module = inception_v3 if "InceptionV3" in name else inception_resnet_v2
+    assert apply_rules(name, module.VOCABULARIES[-1].rules) == expected

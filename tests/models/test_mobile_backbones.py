@@ -13,6 +13,7 @@ from od_finetune.models import layers
 from od_finetune.models.backbones import mobiledet, mobilenet_v3
 from od_finetune.models.backbones.bottleneck import Bottleneck, SqueezeExcite
 from od_finetune.models.layers import ACTIVATIONS, BatchNorm, ConvHyperparams, ConvUnit
+from od_finetune.names import apply_rules
 
 HYPERPARAMS = ConvHyperparams(tf_keras.initializers.GlorotUniform, norm=BatchNorm(scale=True))
 
@@ -62,6 +63,30 @@ def test_minimalistic_v3_has_small_kernels_and_no_gates(large):
     assert {tuple(shape[:2]) for shape in kernels.values()} == {(1, 1), (3, 3)}
     nodes = {spec.activation for spec in architecture.blocks} | {architecture.activation}
     assert nodes == {"relu"}
+
+
+KERAS_LEAVES = [(r"/weights$", "/kernel"), (r"/depthwise_weights$", "/depthwise_kernel"), (r"/biases$", "/bias")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["LARGE", "SMALL", "LARGE_MINIMALISTIC", "SMALL_MINIMALISTIC"])
+def test_keras_has_v3_under_these_names(name):
+    """And with these shapes, up to the last stage, which is narrow here."""
+    architecture = getattr(mobilenet_v3, name)
+    make = getattr(tf_keras.applications, f"MobileNetV3{name.split('_')[0].title()}")
+    keras = make((32, 32, 3), minimalistic="MINI" in name, include_top=False, weights=None, include_preprocessing=False)
+    there = {variable.name.removesuffix(":0"): tuple(variable.shape) for variable in keras.weights}
+    level = f"layer_{architecture.last_layer}"
+    network = mobilenet_v3.MobilenetV3(
+        "FeatureExtractor/MobilenetV3", HYPERPARAMS, (level,), architecture=architecture
+    )
+    traced(network, 32)
+    rules = [*mobilenet_v3.KERAS_RULES, *KERAS_LEAVES]
+    here = {apply_rules(own, rules): tuple(v.shape) for own, v in layers.named_variables(network).items()}
+    assert set(here) == set(there)
+    narrow = {own.split("/")[0] for own, shape in here.items() if shape != there[own]}
+    first = len(architecture.blocks) - 3
+    assert narrow == {f"expanded_conv_{first + i}" for i in range(3)} | {"Conv_1"}
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import functools
 from od_finetune.config.bifpn import build_bifpn
 from od_finetune.config.rows import Family, Row
 from od_finetune.errors import UserError
-from od_finetune.models.backbones import efficientnet
+from od_finetune.models.backbones import efficientnet, efficientnet_names
 from od_finetune.models.layers import ConvHyperparams
 from od_finetune.models.normalization import IMAGENET
 from od_finetune.protos import fpn_pb2
@@ -31,7 +31,7 @@ def _row(version: str, name: str, iterations: int, filters: int, combine_method:
         scope=f"FeatureExtractor/Efficientnet{version.upper()}",
         override=_no_override,
         backbone_rules=efficientnet.TF2_RULES,
-        vocabularies=(),
+        vocabularies=efficientnet_names.vocabularies(version, efficientnet.repeats(version)),
         last_layer=0,  # no name counts on from it
         normalize=IMAGENET,
     )

@@ -11,6 +11,7 @@ from od_finetune.config.rows import Family, Row, TwoStageFamily, TwoStageRow
 from od_finetune.models.backbones import inception, inception_resnet_v2, inception_v2, inception_v3
 from od_finetune.models.layers import BatchNorm, ConvHyperparams
 from od_finetune.models.necks.multires import FeatureMap
+from od_finetune.names import Vocabulary
 
 
 def _override(hyperparams: ConvHyperparams, keras: bool) -> ConvHyperparams:
@@ -19,14 +20,20 @@ def _override(hyperparams: ConvHyperparams, keras: bool) -> ConvHyperparams:
     return hyperparams._replace(depthwise_regularizer=hyperparams.regularizer)
 
 
-def _row(scope: str, steps: tuple[inception.Step, ...], levels: tuple[str, ...], depths: tuple[int, ...]) -> Row:
+def _row(
+    scope: str,
+    steps: tuple[inception.Step, ...],
+    levels: tuple[str, ...],
+    depths: tuple[int, ...],
+    vocabularies: tuple[Vocabulary, ...] = (),
+) -> Row:
     return Row(
         family=Family(
             backbone=functools.partial(inception.Inception, steps=steps),
             scope=f"FeatureExtractor/{scope}",
             override=_override,
             backbone_rules=[],
-            vocabularies=(),
+            vocabularies=vocabularies,
             last_layer=0,
         ),
         defaults=None,
@@ -40,7 +47,11 @@ def _row(scope: str, steps: tuple[inception.Step, ...], levels: tuple[str, ...],
 ROWS: dict[str, Row] = {
     "ssd_inception_v2": _row("InceptionV2", inception_v2.STEPS, ("Mixed_4c", "Mixed_5c"), (512, 256, 256, 128)),
     "ssd_inception_v3": _row(
-        "InceptionV3", inception_v3.STEPS, ("Mixed_5d", "Mixed_6e", "Mixed_7c"), (512, 256, 128)
+        "InceptionV3",
+        inception_v3.STEPS,
+        ("Mixed_5d", "Mixed_6e", "Mixed_7c"),
+        (512, 256, 128),
+        inception_v3.VOCABULARIES,
     ),
 }
 

@@ -13,7 +13,7 @@ def _row(architecture: Architecture, name: str, levels: tuple[str, str], tf2_sco
         backbone=mobilenet_v3.MobilenetV3,
         scope=f"FeatureExtractor/{name}",
         override=mobilenet_v3.override,
-        backbone_rules=[],
+        backbone_rules=mobilenet_v3.KERAS_RULES,
         vocabularies=(),
         last_layer=architecture.last_layer,
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from od_finetune.config.rows import TwoStageFamily, TwoStageRow
 from od_finetune.models.backbones import nasnet
 from od_finetune.models.layers import ConvHyperparams
-from od_finetune.names import Vocabulary
 
 
 def _override(hyperparams: ConvHyperparams, keras: bool) -> ConvHyperparams:
@@ -21,7 +20,7 @@ _NASNET = TwoStageRow(
         scope="",
         override=_override,
         backbone_rules=[],
-        vocabularies=(Vocabulary("TF-Slim", [(r"^(First|Second)StageFeatureExtractor/", "")]),),
+        vocabularies=(),
     ),
     defaults=nasnet.DEFAULTS,
     keras=False,

@@ -79,6 +79,11 @@ TF2_RULES: Rules = [
 ]
 
 
+def repeats(version: str) -> list[int]:
+    """How many blocks each stage of a version has."""
+    return [math.ceil(VERSIONS[version].depth * stage.repeats) for stage in STAGES]
+
+
 class SqueezeExcitation(tf.Module):
     """Scales channels by what two 1x1 convolutions make of their means (Hu et al. 2018, arXiv:1709.01507).
 
@@ -181,18 +186,23 @@ class EfficientNet(tf.Module):
     ):
         super().__init__()
         del min_depth, explicit_padding
-        width, deep = VERSIONS[version]
+        width = VERSIONS[version].width
 
         def depth(filters: int) -> int:
             return divisible(filters * width * depth_multiplier)
 
-        stages = [s._replace(filters=depth(s.filters), repeats=math.ceil(deep * s.repeats)) for s in STAGES]
+        counts = repeats(version)
+        stages = [s._replace(filters=depth(s.filters), repeats=n) for s, n in zip(STAGES, counts, strict=True)]
         self._levels = tuple(levels)
         self._stem = ConvUnit(f"{scope}/stem", hyperparams, depth(STEM), 3, 2)
         self._blocks = _blocks(scope, hyperparams, depth(STEM), stages)
         self._top = ConvUnit(f"{scope}/top", hyperparams, depth(TOP))
-        initializer = tf_keras.initializers.VarianceScaling(1.0 / 3.0, "fan_out", "uniform")
-        self._logits = tf_keras.layers.Dense(_CLASSES, kernel_initializer=initializer, name=f"{scope}/logits")
+        self._logits = tf_keras.layers.Dense(
+            _CLASSES,
+            kernel_initializer=tf_keras.initializers.VarianceScaling(1.0 / 3.0, "fan_out", "uniform"),
+            kernel_regularizer=hyperparams.regularizer,
+            name=f"{scope}/logits",
+        )
         names = list(self._blocks)
         self._used = 1 + max(names.index(level) for level in levels)  # of the blocks
         self._strides = [stage.stride if i == 0 else 1 for stage in stages for i in range(stage.repeats)]

@@ -41,10 +41,10 @@ class FullyConnected(tf.Module):
         return [Block("fc_0", 1, [self._first, *norms]), Block("fc_1", 1, self._last)]
 
     def tf2_objects(self) -> ObjectTree:
-        """Its node in the object graph of the OD API's TF2 checkpoints: a functional model that flattens first and
+        """Its node in the object graph of the OD API's TF2 checkpoints: a sequential model that flattens first and
         reshapes last."""
         layers = [layer for layer in (self._first, self._norm, self._last) if layer is not None]
-        return tf2_objects.functional([{}, *map(tf2_objects.layer, layers), {}])
+        return tf2_objects.sequential([{}, *map(tf2_objects.layer, layers), {}])
 
     def __call__(self, crops: tf.Tensor, training: bool = False) -> tf.Tensor:
         """`[N, h, w, C]` -> `[N, 1, 1, D]`."""

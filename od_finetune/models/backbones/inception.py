@@ -13,6 +13,7 @@ import tf_keras
 
 from od_finetune.errors import UserError
 from od_finetune.fields import ObjectTree
+from od_finetune.models import tf2_objects
 from od_finetune.models.layers import ConvHyperparams, ConvUnit, KernelSize
 from od_finetune.models.stages import Block
 
@@ -133,6 +134,21 @@ def build_step(scope: str, hyperparams: ConvHyperparams, step: Step, width: Widt
     )
 
 
+def tf2_node(module: tf.Module, source: tf2_objects.Node) -> tf2_objects.Node:
+    """The last layer of a step's module behind `source`, in the object graph of the OD API's TF2 checkpoints."""
+    if isinstance(module, ConvUnit):
+        return tf2_objects.chained(tf2_objects.unit(module), source)
+    if isinstance(module, Pooling):
+        return tf2_objects.Node({}, (source,))
+    ends = []
+    for branch in module.branches:
+        end = source
+        for part in branch:
+            end = tf2_node(part, end)
+        ends.append(end)
+    return tf2_objects.Node({}, tuple(ends))
+
+
 def conv_names(scope: str, step: Step) -> list[str]:
     """The scopes of a step's convolutions, branch by branch."""
     if isinstance(step, Pool):
@@ -179,6 +195,12 @@ class Chain(tf.Module):
                 blocks.append(Block(name, stride, module))
                 stride = 1
         return blocks
+
+    def tf2_node(self, source: tf2_objects.Node) -> tf2_objects.Node:
+        """See `tf2_node`."""
+        for module in self._modules:
+            source = tf2_node(module, source)
+        return source
 
     def __call__(self, inputs: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
         """`[B, H, W, C]` -> the output of every step by name."""
@@ -244,6 +266,10 @@ class LastLevel(tf.Module):
     def blocks(self) -> list[Block]:
         """The network's."""
         return self._network.blocks()
+
+    def tf2_objects(self) -> ObjectTree:
+        """The network's."""
+        return self._network.tf2_objects()
 
     def __call__(self, features: tf.Tensor, training: bool = False) -> tf.Tensor:
         """`[N, h, w, C]` -> `[N, h', w', D]`."""

@@ -8,6 +8,9 @@ from typing import Any
 import tensorflow as tf
 import tf_keras
 
+from od_finetune.fields import ObjectTree
+from od_finetune.models import tf2_objects
+from od_finetune.models.backbones import spellings
 from od_finetune.models.backbones.inception import (
     Chain,
     Conv,
@@ -19,6 +22,7 @@ from od_finetune.models.backbones.inception import (
     Step,
     build_step,
     conv_names,
+    tf2_node,
 )
 from od_finetune.models.layers import ACTIVATIONS, BatchNorm, ConvHyperparams, conv_layer
 from od_finetune.models.stages import Block
@@ -125,6 +129,13 @@ class Residual(tf.Module):
         self._scale = scale
         self._activation = ACTIVATIONS[hyperparams.activation] if activate else None
 
+    def tf2_node(self, source: tf2_objects.Node) -> tf2_objects.Node:
+        """See `inception.tf2_node`."""
+        joined = tf2_node(self._branches, source)
+        scaled = tf2_objects.Node(tf2_objects.layer(self._up), (joined,))
+        output = tf2_objects.Node({}, (source, scaled))
+        return output if self._activation is None else tf2_objects.Node({}, (output,))
+
     def __call__(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
         outputs = inputs + self._scale * self._up(self._branches(inputs, training))
         return outputs if self._activation is None else self._activation(outputs)
@@ -150,6 +161,14 @@ class Stage(tf.Module):
             else:
                 blocks += [Block(name, 1, residual) for name, residual in part.items()]
         return blocks
+
+    def tf2_objects(self) -> ObjectTree:
+        """Its node in the object graph of the OD API's TF2 checkpoints: a functional model."""
+        node = tf2_objects.Node({})
+        for part in self._parts:
+            for module in [part] if isinstance(part, Chain) else part.values():
+                node = module.tf2_node(node)
+        return tf2_objects.branching(node)
 
     def __call__(self, inputs: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
         """`[B, H, W, C]` -> the output of the last block by its name, `[B, h, w, c]`."""
@@ -234,13 +253,40 @@ def _tf2_rules() -> Rules:
 
 # Canonical name -> full name in the OD API's TF2 checkpoints.
 TF2_RULES = _tf2_rules()
-# TF-Slim's classification net counts its repetitions on where the second stage begins anew.
+
+
+def _timm_layers() -> list[spellings.Layer]:
+    """A branch of one convolution is that convolution, others are sequences of which poolings are a part."""
+    root = "InceptionResnetV2"
+    layers = [_timm_layer(f"{root}/{conv.name}", conv.name[: -len("_1x1")].lower()) for conv in (*_STEM, _LAST)
+              if isinstance(conv, Conv)]  # fmt: skip
+    mixed = [(f"{root}/{step.name}", step.name.lower(), step.branches) for step in (
+        _STEM[-1], _mixed_6a(2), _mixed_7a("same"))]  # fmt: skip
+    for where, there, name, count, branches in (
+        ("Repeat", "repeat", "block35", 10, _BLOCK35),
+        ("Repeat_1", "repeat_1", "block17", 20, _block17(1)),
+        ("Repeat", "repeat_2", "block8", 9, _BLOCK8),
+    ):
+        mixed += [(f"{root}/{where}/{name}_{n + 1}", f"{there}.{n}", branches) for n in range(count)]
+    mixed.append((f"{root}/Block8", "block8", _BLOCK8))
+    for scope, name, branches in mixed:
+        layers.append(spellings.Layer(f"{scope}/Conv2d_1x1", f"{name}.conv2d", ""))
+        for index, branch in enumerate(branches):
+            for position, part in enumerate(branch):
+                if isinstance(part, Conv):
+                    place = f".{position}" if len(branch) > 1 else ""
+                    layers.append(_timm_layer(f"{scope}/Branch_{index}/{part.name}", f"{name}.branch{index}{place}"))
+    return layers
+
+
+def _timm_layer(scope: str, name: str) -> spellings.Layer:
+    return spellings.Layer(scope, f"{name}.conv", f"{name}.bn")
+
+
 VOCABULARIES = (
+    # Its classification net counts its repetitions on where the second stage begins anew.
     Vocabulary(
-        "TF-Slim",
-        [
-            (r"^SecondStageFeatureExtractor/InceptionResnetV2/Repeat/", "InceptionResnetV2/Repeat_2/"),
-            (r"^(First|Second)StageFeatureExtractor/", ""),
-        ],
+        "TF-Slim", [(r"^SecondStageFeatureExtractor/InceptionResnetV2/Repeat/", "InceptionResnetV2/Repeat_2/")]
     ),
+    spellings.vocabulary("timm", _timm_layers(), spellings.TORCH, epsilon=1e-3),
 )

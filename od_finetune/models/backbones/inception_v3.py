@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from od_finetune.models.backbones.inception import Conv, Fork, Mixed, Pool, Step
+from od_finetune.models.backbones import spellings
+from od_finetune.models.backbones.inception import Conv, Fork, Mixed, Pool, Step, conv_names
 
 _POOL, _REDUCE, _PROJECT = Pool("AvgPool_0a_3x3", "AVG"), "Conv2d_0a_1x1", "Conv2d_0b_1x1"
 
@@ -100,3 +101,41 @@ STEPS: tuple[Step, ...] = (
     _mixed_7("Mixed_7b", "Conv2d_0b_3x1"),
     _mixed_7("Mixed_7c", "Conv2d_0c_3x1"),
 )
+
+
+def _numbered(name: str, *ends: object) -> list[str]:
+    return [f"{name}_{end}" for end in ends]
+
+
+# PyTorch's names of a block's convolutions, in the order of its branches here.
+_TORCH_5 = ["branch1x1", *_numbered("branch5x5", 1, 2), *_numbered("branch3x3dbl", 1, 2, 3), "branch_pool"]
+_TORCH_6 = ["branch1x1", *_numbered("branch7x7", 1, 2, 3), *_numbered("branch7x7dbl", 1, 2, 3, 4, 5), "branch_pool"]
+_TORCH_7 = [
+    "branch1x1",
+    *_numbered("branch3x3", 1, "2a", "2b"),
+    *_numbered("branch3x3dbl", 1, 2, "3a", "3b"),
+    "branch_pool",
+]
+_TORCH = {
+    **dict.fromkeys(("Mixed_5b", "Mixed_5c", "Mixed_5d"), _TORCH_5),
+    "Mixed_6a": ["branch3x3", *_numbered("branch3x3dbl", 1, 2, 3)],
+    **dict.fromkeys(("Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e"), _TORCH_6),
+    "Mixed_7a": [*_numbered("branch3x3", 1, 2), *_numbered("branch7x7x3", 1, 2, 3, 4)],
+    **dict.fromkeys(("Mixed_7b", "Mixed_7c"), _TORCH_7),
+}
+
+
+def _torch_layers() -> list[spellings.Layer]:
+    layers = []
+    for step in STEPS:
+        scopes = conv_names("InceptionV3", step)
+        names = [f"{step.name}.{name}" for name in _TORCH[step.name]] if step.name in _TORCH else [step.name]
+        if scopes:
+            layers += [
+                spellings.Layer(scope, f"{name}.conv", f"{name}.bn")
+                for scope, name in zip(scopes, names, strict=True)
+            ]
+    return layers
+
+
+VOCABULARIES = (spellings.vocabulary("torchvision and timm", _torch_layers(), spellings.TORCH, epsilon=1e-3),)

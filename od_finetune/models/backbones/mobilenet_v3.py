@@ -19,6 +19,9 @@ from od_finetune.models.stages import Block
 DEFAULTS = mobilenet_v2.DEFAULTS
 override = mobilenet_v2.override
 
+# Canonical name -> that of tf_keras.applications.MobileNetV3Large and Small. (The OD API's TF2 half has no V3.)
+KERAS_RULES = [(r"^FeatureExtractor/MobilenetV3/", "")]
+
 
 class BlockSpec(NamedTuple):
     """One inverted residual."""

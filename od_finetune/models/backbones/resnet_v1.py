@@ -207,8 +207,9 @@ class ResnetV1(tf.Module):
         return nodes + [node for units in self._blocks for unit in units for node in unit.tf2_objects()]
 
     def tf2_objects(self) -> ObjectTree:
-        """Its node in that graph: a functional model."""
-        return tf2_objects.functional(self.tf2_layers())
+        """Its node in that graph: a functional model. Keras tells the sizes of images in another way than those of
+        crops."""
+        return tf2_objects.functional(self.tf2_layers(), None if self._root is not None else {})
 
     def __call__(self, inputs: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
         """Normalised images `[B, H, W, 3]`, or with `first_block` above 1 features -> the levels `[B, h, w, C]` by

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -15,8 +16,10 @@ from od_finetune.boxes.two_stage_loss import FirstStageLoss, SecondStageLoss
 from od_finetune.errors import UserError
 from od_finetune.models import layers, stages
 from od_finetune.models.detectors.base import Inputs, NetworkDetector, PartRules
-from od_finetune.models.heads.roi import RoiClassifier
+from od_finetune.models.heads.roi import CropClassifier, RoiClassifier, Surroundings
 from od_finetune.names import Vocabulary
+
+logger = logging.getLogger(__name__)
 
 RPN_FEATURES = "rpn_box_predictor_features"
 FEATURES_TO_CROP = "rpn_features_to_crop"
@@ -32,6 +35,7 @@ DETECTIONS = "detections"  # a fields.Detections, where predict had to find them
 FINAL_ANCHORS = "final_anchors"
 IMAGE_SHAPE = "image_shape"  # int32 [2]: height and width of the network's input
 TRUE_SHAPES = "true_image_shapes"  # int32 [B, 3]
+CONTEXT = "context"  # a fields.ContextBank, where regions attend to one
 
 Tensors = dict[str, tf.Tensor]
 
@@ -83,11 +87,28 @@ class FasterRCNN(NetworkDetector):
         self.rpn(maps, training=False)
         if self.second is not None:
             region, image_size = tf.zeros([1, 1, 4]), layers.spatial_shape(images)
-            self.second(maps, region, image_size, training=False)
+            around = self._around(self._bank(images, None), tf.zeros([1], tf.int32))
+            self.second(maps, region, image_size, training=False, around=around)
             if self.second.mask_head is not None:
                 self.second.masks(maps, region, image_size)
 
-    def predict(self, inputs: tf.Tensor, true_shapes: tf.Tensor, training: bool = False) -> Tensors:
+    def _bank(self, images: tf.Tensor, context: fields.ContextBank | None) -> fields.ContextBank | None:
+        """The bank that regions attend to, an empty one where there is none; None without attention."""
+        if self.second is None or self.second.attention is None:
+            return None
+        return self.second.attention.empty_bank(tf.shape(images)[0]) if context is None else context
+
+    @staticmethod
+    def _around(bank: fields.ContextBank | None, count: tf.Tensor) -> Surroundings | None:
+        return None if bank is None else Surroundings(bank, count)
+
+    def predict(
+        self,
+        inputs: tf.Tensor,
+        true_shapes: tf.Tensor,
+        training: bool = False,
+        context: fields.ContextBank | None = None,
+    ) -> Tensors:
         """Normalised inputs `[B, h, w, 3]`, true shapes `[B, 3]` -> predictions by the names that the OD API has.
 
         Of the first stage: `rpn_box_encodings` [B, A, 4], `rpn_objectness_predictions_with_background` [B, A, 2]
@@ -100,8 +121,16 @@ class FasterRCNN(NetworkDetector):
 
         With a mask head `mask_predictions` (logits): while training of the proposals, [B * P, K, m, n], else of the
         final boxes, [B * D, K, m, n], and `detections`.
+
+        `context` is what Context R-CNN looks at; without, its regions attend to an empty bank.
         """
         predictions = self._first_stage(inputs, training) | {TRUE_SHAPES: true_shapes}
+        bank = self._bank(inputs, context)
+        if bank is not None:
+            predictions[CONTEXT] = bank
+            if training and context is None:
+                logger.warning("model.faster_rcnn.context_config: no context features are loaded; regions learn to "
+                               "attend to an empty bank.")
         if self.second is None:
             return predictions
         image_size = layers.spatial_shape(inputs)
@@ -153,7 +182,9 @@ class FasterRCNN(NetworkDetector):
         self, predictions: Tensors, proposed: proposals.Proposals, image_size: tuple, training: bool
     ) -> Tensors:
         named = self._named(proposed, image_size)
-        outputs = self.second(predictions[FEATURES_TO_CROP], named[NORMALIZED_PROPOSALS], image_size, training)
+        around = self._around(predictions.get(CONTEXT), proposed.count)
+        maps, boxes = predictions[FEATURES_TO_CROP], named[NORMALIZED_PROPOSALS]
+        outputs = self.second(maps, boxes, image_size, training, around)
         return named | {
             REFINED_ENCODINGS: outputs.box_encodings,
             fields.CLASS_PREDICTIONS: outputs.class_predictions,
@@ -276,9 +307,27 @@ class FasterRCNN(NetworkDetector):
         """The detector's node in the object graph of the OD API's TF2 checkpoints.
 
         Raises:
-          UserError: this is not known of two-stage detectors yet.
+          UserError: the OD API's TF2 half has no such detector.
         """
-        raise UserError("the object graph of a TF2 installation's two-stage detectors is not known; export as TF1")
+        self.build()
+        if not isinstance(self.second, CropClassifier):
+            raise UserError("the OD API's TF2 half has two-stage detectors with mask_rcnn_box_predictor only")
+        conv, predictors = self.rpn.tf2_objects()
+        masks = self.second.mask_head
+        return {
+            "_groundtruth_lists": {},
+            "_first_stage_box_predictor_first_conv": conv,
+            "_first_stage_box_predictor": predictors,
+            "_maxpool_layer": {},
+            "_mask_rcnn_box_predictor": {
+                **self.second.head.tf2_objects(),
+                "_third_stage_heads": {} if masks is None else {MASK_PREDICTIONS: masks.tf2_objects()},
+            },
+            "_batched_prediction_tensor_names": {},
+            "_feature_extractor_for_proposal_features": self.neck.tf2_model(self.backbone.tf2_objects()),
+            "endpoints": {},
+            "_feature_extractor_for_box_classifier_features": self.second.extractor.tf2_objects(),
+        }
 
     def is_class_head(self, name: str) -> bool:
         """Whether this variable's shape depends on the number of classes."""

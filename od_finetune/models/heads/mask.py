@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from od_finetune.fields import ClassLayout
+from od_finetune.fields import ClassLayout, ObjectTree
+from od_finetune.models import tf2_objects
 from od_finetune.models.heads.roi import SCOPE
 from od_finetune.models.layers import ConvHyperparams, ConvUnit, conv_layer
 from od_finetune.names import Rules
@@ -89,6 +90,14 @@ class MaskHead(tf.Module):
                 features = _enlarged(features, *size)
             features = unit(features, training)
         return tf.transpose(self._last(features), [0, 3, 1, 2])
+
+    def tf2_objects(self) -> ObjectTree:
+        """Its node in the object graph of the OD API's TF2 checkpoints."""
+        units = [node for unit in self._hidden or [] for node in tf2_objects.unit(unit)]
+        upsampling: list[ObjectTree] = [{}] * self._options.convolve_then_upsample
+        split = len(units) - 3 if upsampling else len(units)  # before the last unit
+        nodes = [*units[:split], *upsampling, *units[split:], tf2_objects.layer(self._last)]
+        return {"_mask_predictor_layers": tf2_objects.listed(nodes)}
 
     def is_class_head(self, name: str) -> bool:
         """Whether a canonical name is a variable whose shape depends on the number of classes."""

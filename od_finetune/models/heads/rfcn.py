@@ -70,17 +70,22 @@ class RfcnHead(tf.Module):
 class RfcnClassifier(tf.Module):
     """A `roi.RoiClassifier` without crops: the rest of the backbone runs once for all regions."""
 
-    mask_head = None
+    mask_head = attention = None
 
     def __init__(self, extractor: tf.Module, head: RfcnHead):
         super().__init__()
         self.extractor, self.head = extractor, head
 
     def __call__(
-        self, feature_maps: list[tf.Tensor], boxes: tf.Tensor, image_size: tuple[Size, Size], training: bool
+        self,
+        feature_maps: list[tf.Tensor],
+        boxes: tf.Tensor,
+        image_size: tuple[Size, Size],
+        training: bool,
+        around: None = None,
     ) -> RoiOutputs:
         """See `roi.RoiClassifier`; there is one feature map."""
-        del image_size
+        del image_size, around
         (feature_map,) = feature_maps
         features = self.extractor(feature_map, training)
         return RoiOutputs(*self.head(features, boxes, training), features)

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import tensorflow as tf
 import tf_keras
 
+from od_finetune.fields import BOX_ENCODINGS, CLASS_PREDICTIONS, ObjectTree
+from od_finetune.models import tf2_objects
 from od_finetune.models.heads.dense import flatten_predictions
 from od_finetune.models.layers import ConvHyperparams, conv_layer, norm_layer
 from od_finetune.names import Rules
@@ -72,6 +74,19 @@ class RegionProposalNetwork(tf.Module):
     @staticmethod
     def _predictor(scope: str, hyperparams: ConvHyperparams, filters: int) -> tf_keras.layers.Layer:
         return conv_layer(scope, hyperparams, filters, kernel_size=1)
+
+    def tf2_objects(self) -> tuple[ObjectTree, ObjectTree]:
+        """The convolution and the predictors in the object graph of the OD API's TF2 checkpoints."""
+        layer, listed = tf2_objects.layer, tf2_objects.listed
+        norm = {} if self.norm is None else layer(self.norm)
+        boxes = listed({"_box_encoder_layers": listed([layer(each)])} for each in self.boxes)
+        classes = listed({"_class_predictor_layers": listed([layer(each)])} for each in self.classes)
+        predictors: ObjectTree = {
+            "_prediction_heads": {BOX_ENCODINGS: boxes, CLASS_PREDICTIONS: classes},
+            "_sorted_head_names": {},
+            "_shared_nets": listed({} for _ in self.boxes),
+        }
+        return tf2_objects.sequential([layer(self.conv), norm, {}]), predictors
 
     def _hidden(self, features: tf.Tensor, training: bool) -> tf.Tensor:
         outputs = self.conv(features)

@@ -170,6 +170,7 @@ class BidirectionalFeaturePyramid(tf.Module):
         combine_method: str = "fast_attention",
     ):
         super().__init__()
+        self.levels = tuple(levels)
         self._sources = {f"0_up_lvl_{level}": name for level, name in enumerate(levels, start=low)}
         self._nodes = _nodes(low, high, low + len(levels) - 1, iterations)
         self._outputs = [node.name for node in self._nodes[low - high - 1 :]]

@@ -98,6 +98,16 @@ class FeaturePyramid(tf.Module):
             },
         }
 
+    def tf2_model(self, backbone: ObjectTree) -> ObjectTree:
+        """The same as the node of a two-stage detector's first stage: a Keras model of its own."""
+        own = self.tf2_objects({})
+        return {
+            "classification_backbone": backbone,
+            "fpn_features_generator": own["_fpn_features_generator"],
+            "coarse_feature_layers": own["_coarse_feature_layers"],
+            "_resnet_block_names": {},
+        }
+
     def __call__(self, features: dict[str, tf.Tensor], training: bool = False) -> list[tf.Tensor]:
         """Backbone levels by name -> maps `[B, h, w, depth]`, finest first."""
         sources = [features[level] for level in self._levels]

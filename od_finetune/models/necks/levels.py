@@ -19,6 +19,7 @@ class Levels(tf.Module):
         del training
         return [features[level] for level in self._levels]
 
-    def tf2_objects(self, backbone: ObjectTree) -> ObjectTree:
-        """The extractor's node in the object graph of the OD API's TF2 checkpoints: the backbone's own."""
+    def tf2_model(self, backbone: ObjectTree) -> ObjectTree:
+        """The node of a two-stage detector's first stage in the object graph of the OD API's TF2 checkpoints: the
+        backbone's own."""
         return backbone

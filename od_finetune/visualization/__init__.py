@@ -14,8 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from od_finetune import fields
-
-Color = tuple[int, int, int]
+from od_finetune.visualization.overlays import Color, draw_keypoints, draw_masks
 
 SMALLEST_SIDE, LARGEST_SIDE = 420, 1024
 _BACKGROUND, _CAPTION = (24, 26, 30), (232, 234, 238)
@@ -30,6 +29,7 @@ class Style(NamedTuple):
     skip_labels: bool = False
     groundtruth_on_prediction: bool = False
     groundtruth_color: Color = (0, 0, 0)
+    keypoint_edges: tuple[tuple[int, int], ...] = ()  # places of two keypoints to join by a line
 
 
 class Objects(NamedTuple):
@@ -39,6 +39,10 @@ class Objects(NamedTuple):
     classes: np.ndarray  # int [n], 0-based
     scores: np.ndarray | None = None  # float [n]; None for ground truth
     notes: Sequence[str] = ()  # appended to the labels, e.g. "crowd"; empty or [n]
+    masks: np.ndarray | None = None  # [n, h, w], probabilities (or 0 and 1) within `mask_boxes`
+    mask_boxes: np.ndarray | None = None  # float [n, 4]; None: the boxes
+    keypoints: np.ndarray | None = None  # float [n, K, 2], normalised y and x; NaN where there is none
+    keypoint_scores: np.ndarray | None = None  # float [n, K]; those below the style's `min_score` are not drawn
 
 
 def class_color(index: int) -> Color:
@@ -113,7 +117,20 @@ def draw_objects(
             parts.append(f"{float(objects.scores[i]):.0%}")
         labels.append(" ".join(parts))
         colors.append(color or class_color(index))
-    return draw_boxes(image, np.asarray(objects.boxes)[order], labels, colors)
+    boxes = np.asarray(objects.boxes)[order]
+    if objects.masks is not None:
+        within = boxes if objects.mask_boxes is None else objects.mask_boxes[order]
+        image = draw_masks(image, objects.masks[order], within, colors)
+    image = draw_boxes(image, boxes, labels, colors)
+    if objects.keypoints is not None:
+        image = draw_keypoints(image, _shown_keypoints(objects, style)[order], colors, style.keypoint_edges)
+    return image
+
+
+def _shown_keypoints(objects: Objects, style: Style) -> np.ndarray:
+    if objects.keypoint_scores is None:
+        return objects.keypoints
+    return np.where((objects.keypoint_scores >= style.min_score)[..., None], objects.keypoints, np.nan)
 
 
 def side_by_side(
@@ -157,11 +174,10 @@ def draw_example(
     height, width = (int(side) for side in np.asarray(batch.true_shapes[index])[:2])
     image = np.clip(np.rint(np.asarray(batch.images[index])[:height, :width]), 0, 255).astype(np.uint8)
     source_id = np.asarray(batch.source_ids)[index]
-    found = int(detections.num_detections[index])
     return side_by_side(
         image,
-        _groundtruth(batch.groundtruth, index),
-        Objects(*(np.asarray(v[index])[:found] for v in (detections.boxes, detections.classes, detections.scores))),
+        _groundtruth(batch.groundtruth, index, (height, width)),
+        _detections(detections, index),
         names,
         style,
         source_id.decode("utf-8", "replace") if isinstance(source_id, bytes) else str(source_id),
@@ -201,13 +217,29 @@ def contact_sheet(images: Sequence[np.ndarray], columns: int | None = None, gap:
     return sheet
 
 
-def _groundtruth(groundtruth: fields.Groundtruth, i: int) -> Objects:
-    """The real boxes of image `i`; a box of several classes appears once for each."""
+def _detections(detections: fields.Detections, i: int) -> Objects:
+    """What was found in image `i`."""
+    found = int(detections.num_detections[i])
+    names = ("boxes", "classes", "scores", "masks", "keypoints", "keypoint_scores")
+    values = {name: getattr(detections, name) for name in names}
+    return Objects(**{k: None if v is None else np.asarray(v[i])[:found] for k, v in values.items()})
+
+
+def _groundtruth(groundtruth: fields.Groundtruth, i: int, size: tuple[int, int]) -> Objects:
+    """The real boxes of image `i`, whose true part has `size`; a box of several classes appears once for each."""
     truth = fields.Groundtruth(*(None if value is None else np.asarray(value[i]) for value in groundtruth))
     row, index = np.nonzero(truth.classes[: int(truth.num_boxes)] >= 0.5)
     kinds = (("crowd", truth.is_crowd), ("group", truth.group_of), ("difficult", truth.difficult))
     notes = [", ".join(kind for kind, flags in kinds if flags[r]) for r in row]
-    return Objects(truth.boxes[row], index, None, notes)
+    return Objects(
+        truth.boxes[row],
+        index,
+        None,
+        notes,
+        masks=None if truth.masks is None else truth.masks[row, : size[0], : size[1]],
+        mask_boxes=np.tile(np.float32([0, 0, 1, 1]), (len(row), 1)),
+        keypoints=None if truth.keypoints is None else truth.keypoints[row],
+    )
 
 
 def _font(size: tuple[int, int]) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
