@@ -50,8 +50,8 @@ EVERYDAY = {
     "tf1_ssdlite_mobilenet_v2_coco",
     "tf2_ssd_mobilenet_v2_fpnlite_320x320_coco17_tpu-8",
 }
-# With the golden weights EfficientNet-B6 multiplies differences: 1e-6 of the input is half a deviation of its last level
-# (tests/models/test_efficientnet.py), so that what comes after it depends on the kernels of the CPU.
+# With the golden weights EfficientNet-B6 magnifies rounding errors: 1e-6 of the input becomes half a deviation of its
+# last level (tests/models/test_efficientnet.py), and what comes after it cannot be compared.
 CHAOTIC = ("tf2_ssd_efficientdet_d6_1408x1408_coco17_tpu-32", "tf2_ssd_efficientdet_d7_1536x1536_coco17_tpu-32")
 
 
