@@ -70,6 +70,13 @@ class Batch(NamedTuple):
     original_shapes: tf.Tensor  # int32 [B, 2]: height, width before any resizing
 
 
+class ContextBank(NamedTuple):
+    """Features of objects in other images of the same camera, for a detector that looks there."""
+
+    features: tf.Tensor  # float32 [B, M, F]; anything where padded
+    size: tf.Tensor  # int32 [B]; how many of the M are real
+
+
 class Stage(NamedTuple):
     """One step of a detector's network, with the variables that belong to it."""
 

@@ -38,6 +38,18 @@ class Vocabulary(NamedTuple):
     note: str = ""  # for the plan of whoever restores from it
 
 
+# Kinds of layers without a name, as Keras calls them.
+_NUMBERED = re.compile(
+    r"^(conv2d|conv2d_transpose|separable_conv2d|batch_normalization|dense)(_\d+)?/"
+    r"|/(convolutional_block|residual_block|skip_convolution)(_\d+)?/"
+)
+
+
+def is_numbered(tf2_name: str) -> bool:
+    """Whether Keras has numbered the layer of a variable: another program may give another variable this name."""
+    return _NUMBERED.search(tf2_name) is not None
+
+
 def snake_name(name: str) -> str:
     """The snake_case spelling, slashes kept: `FeatureExtractor/MobilenetV2/BatchNorm` -> `feature_extractor/...`."""
     return _WORD_START.sub("_", name).lower()

@@ -1,4 +1,4 @@
-"""From raw predictions of a single-stage detector to its detections."""
+"""From raw predictions of a detector to its detections."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from od_finetune.boxes import box_ops
 from od_finetune.boxes.coders import BoxCoder
 from od_finetune.boxes.nms import MulticlassNms
+from od_finetune.boxes.proposals import Proposals
 from od_finetune.boxes.scores import Converter
 from od_finetune.fields import Detections
+
+_DROPPED = -1.0  # a score that non-maximum suppression never selects
 
 
 class Postprocessor(NamedTuple):
@@ -36,6 +40,30 @@ class Postprocessor(NamedTuple):
         selected = self.nms(raw_boxes, foreground, clip_window)
         return Detections(selected.boxes, selected.scores, selected.classes, selected.num_detections,
                           selected.gather(raw_scores), selected.anchor_indices, raw_boxes, raw_scores)
+
+    def of_regions(self, box_encodings: tf.Tensor, class_logits: tf.Tensor, proposed: Proposals, coder: BoxCoder,
+                   window: tf.Tensor) -> Detections:
+        """Decodes, scores and selects what the second stage of a two-stage detector says of regions.
+
+        Args:
+            box_encodings: `[B, P, K, code_size]`, K boxes, one for each class or one for all.
+            class_logits: `[B, P, C + 1]`, background first.
+            proposed: the regions, in pixels.
+            coder: the coder that `box_encodings` were learnt with.
+            window: `[B, 4]`, the true part of each image in pixels. Boxes become relative to it.
+        """
+        boxes = coder.decode(box_encodings, proposed.boxes[:, :, tf.newaxis])
+        raw_scores = self.convert_scores(class_logits)
+        foreground = raw_scores[..., 1:]
+        real = tf.sequence_mask(proposed.count, tf.shape(proposed.boxes)[1])
+        shared = boxes.shape[2] == 1
+        candidates = boxes[:, :, 0] if shared else boxes
+        selected = self.nms(candidates, tf.where(real[..., tf.newaxis], foreground, _DROPPED), window)
+        raw_boxes = candidates if shared else tf.gather(boxes, tf.argmax(foreground, axis=-1), axis=2, batch_dims=2)
+        return Detections(selected.boxes, selected.scores, selected.classes, selected.num_detections,
+                          selected.gather(raw_scores), selected.anchor_indices,
+                          box_ops.change_coordinate_frame(box_ops.clip_to_window(raw_boxes, window), window),
+                          raw_scores)
 
 
 def true_window(true_shapes: tf.Tensor, height: int | tf.Tensor, width: int | tf.Tensor) -> tf.Tensor:

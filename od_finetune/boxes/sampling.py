@@ -142,3 +142,31 @@ class ReweightUnmatched(ExpectedSampling):
         """See `ExpectedSampling`."""
         matched = tf.cast(class_targets[..., 0] < 1.0, tf.float32)
         return matched + (1.0 - matched) * self._beta(matched), tf.zeros_like(matched)
+
+
+class BalancedSampler:
+    """A random choice of `size` anchors per image, of which at most `positive_fraction` are positive; fewer positives
+    make room for negatives."""
+
+    def __init__(self, size: int, positive_fraction: float):
+        self.size = size
+        self._most_positive = int(size * positive_fraction)
+
+    def __call__(self, candidates: tf.Tensor, positive: tf.Tensor, seed: tf.Tensor | None = None) -> tf.Tensor:
+        """Bool `[B, A]`: may be sampled; has a foreground class. `seed` `[2]` makes the draw repeatable.
+
+        Returns:
+            bool `[B, A]`.
+        """
+        seed = randomness.next_seed() if seed is None else seed
+        noise = tf.random.stateless_uniform(tf.shape(candidates), seed)
+        chosen = _random_part(noise, candidates & positive, self._most_positive)
+        left = self.size - tf.reduce_sum(tf.cast(chosen, tf.int32), axis=1, keepdims=True)
+        return chosen | _random_part(noise, candidates & tf.logical_not(positive), left)
+
+
+def _random_part(noise: tf.Tensor, candidates: tf.Tensor, number: int | tf.Tensor) -> tf.Tensor:
+    """The `number` candidates of each row with the lowest noise: bool `[B, A]`."""
+    order = tf.argsort(tf.where(candidates, noise, 2.0), axis=1)
+    rank = tf.argsort(order, axis=1)  # the inverse permutation
+    return candidates & (rank < number)

@@ -64,7 +64,7 @@ def match(
     view = views.view(source, request)
     wanted = _wanted(target, request)
     namings = vocabularies.of_type(request.type, target.vocabularies)
-    finder = vocabularies.Finder(view, source.layout, namings)
+    finder = vocabularies.Finder(view, source.layout, namings, target.tf2_paths)
     notices = [*request.notices, *source.notes]
     if request.by_order:
         selected = {name: target.shapes[name] for name in target.shapes if name in wanted}

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from od_finetune.checkpoints import object_paths
 from od_finetune.fields import ClassLayout, Detector
 from od_finetune.names import Rules, Vocabulary
 
@@ -151,6 +152,8 @@ class Target:
       num_classes: the model's number of classes, to state outputs per anchor.
       epsilons: of batch norms, by canonical scope.
       vocabularies: under which names published classification nets have the backbone.
+      tf2_paths: canonical name -> object path in the OD API's TF2 checkpoints, of the variables whose full name there
+        depends on what the program made before.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -161,18 +164,21 @@ class Target:
     class_layout: Callable[[str], ClassLayout | None] = lambda name: None
     epsilons: Mapping[str, float] = dataclasses.field(default_factory=dict)
     vocabularies: tuple[Vocabulary, ...] = ()
+    tf2_paths: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, detector: Detector) -> Target:
         """The target that a built detector is."""
+        tf2_names = detector.tf2_names()
         norms = {scope: layer for scope, layer in detector.weighted_layers().items() if hasattr(layer, "moving_mean")}
         return cls(
             shapes={name: tuple(variable.shape) for name, variable in detector.named_variables().items()},
-            tf2_names=detector.tf2_names(),
+            tf2_names=tf2_names,
             part=detector.part,
             is_class_head=detector.is_class_head,
             num_classes=detector.num_classes,
             class_layout=detector.class_layout,
             epsilons={scope: float(layer.epsilon) for scope, layer in norms.items()},
             vocabularies=detector.vocabularies(),
+            tf2_paths=object_paths.of_numbered(detector, tf2_names),
         )

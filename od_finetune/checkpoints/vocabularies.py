@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from od_finetune import names
@@ -15,6 +15,7 @@ from od_finetune.checkpoints.view import View
 _FEATURE_SCOPES = ("FeatureExtractor", "FirstStageFeatureExtractor", "SecondStageFeatureExtractor")
 
 
+BY_PATH = "TF2 object path"
 AS_PATH = " as object path"  # what follows a rule that found an entry by its second spelling
 
 
@@ -79,8 +80,11 @@ def _family(vocabulary: names.Vocabulary) -> Naming:
 class Finder:
     """Looks variables up in one source."""
 
-    def __init__(self, view: View, layout: str, namings: tuple[Naming, ...]) -> None:
+    def __init__(
+        self, view: View, layout: str, namings: tuple[Naming, ...], tf2_paths: Mapping[str, str] | None = None
+    ) -> None:
         self._view = view
+        self._paths = tf2_paths or {}
         self._layout = layout
         self._namings = namings
 
@@ -100,9 +104,23 @@ class Finder:
         return Match(rule, entry, converted, steps)
 
     def _matches(self, name: str, tf2_name: str, shape: tuple[int, ...]) -> Iterator[Match]:
+        if (entry := self._at_path(name)) is not None:
+            # In such a checkpoint the full name may be another variable's.
+            yield self.match(BY_PATH, name, entry, shape)
+            return
         for naming in self._namings:
             for spelling in naming.spell(name, tf2_name):
                 if spelling in self._view.shapes:
                     yield self.match(naming.rule, name, spelling, shape)
                 elif spelling in self._view.aliases:
                     yield self.match(naming.rule + AS_PATH, name, self._view.aliases[spelling], shape)
+
+    def _at_path(self, name: str) -> str | None:
+        """The entry at the variable's object path, in a checkpoint of a training run or within a SavedModel."""
+        path = self._paths.get(name)
+        for spelling in (path, f"_{path}") if path else ():
+            if spelling in self._view.aliases:
+                return self._view.aliases[spelling]
+            if spelling in self._view.shapes:
+                return spelling
+        return None

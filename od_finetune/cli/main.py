@@ -21,6 +21,7 @@ COMMANDS = {
     "plan": "show what a run would restore and freeze, and what freezing saves",
     "export": "write a frozen graph and a SavedModel from a checkpoint",
     "detect": "run an exported detector on image files",
+    "models": "list the detectors that a pipeline.config may name",
     "zoo": "list and download published checkpoints",
 }
 

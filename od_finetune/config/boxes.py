@@ -206,20 +206,24 @@ def build_losses(config: Message) -> LossParts:
         classification=build_classification_loss(config.classification_loss),
         localization_weight=config.localization_weight,
         classification_weight=config.classification_weight,
-        miner=_miner(config) if config.HasField("hard_example_miner") else None,
+        miner=(
+            build_miner(config.hard_example_miner, config.classification_weight, config.localization_weight)
+            if config.HasField("hard_example_miner")
+            else None
+        ),
         sampler=_sampler(config) if config.HasField("random_example_sampler") else None,
         expected_weights=_expected_weights(config),
     )
 
 
-def _miner(config: Message) -> sampling.HardExampleMiner:
-    miner = config.hard_example_miner
+def build_miner(miner: Message, classification_weight: float, localization_weight: float) -> sampling.HardExampleMiner:
+    """`HardExampleMiner` message -> miner; the weights are those of the losses in its ranking."""
     kinds = {losses_pb2.HardExampleMiner.BOTH: sampling.MiningLoss.BOTH,
              losses_pb2.HardExampleMiner.CLASSIFICATION: sampling.MiningLoss.CLASSIFICATION,
              losses_pb2.HardExampleMiner.LOCALIZATION: sampling.MiningLoss.LOCALIZATION}
     return sampling.HardExampleMiner(
         miner.num_hard_examples if miner.num_hard_examples > 0 else None, miner.iou_threshold, kinds[miner.loss_type],
-        config.classification_weight, config.localization_weight,
+        classification_weight, localization_weight,
         miner.max_negatives_per_positive if miner.max_negatives_per_positive > 0 else None,
         miner.min_negatives_per_image)
 

@@ -8,8 +8,10 @@ from typing import NamedTuple
 from od_finetune.checkpoints import class_match
 from od_finetune.checkpoints.class_rows import ClassTransfer
 from od_finetune.checkpoints.records import Row
+from od_finetune.config.kinds import Model, model_of
 from od_finetune.config.label_map import load_label_map
 from od_finetune.errors import UserError
+from od_finetune.protos import fine_tune_pb2
 from od_finetune.protos.pipeline_pb2 import TrainEvalPipelineConfig
 
 FIELD = "train_config.class_transfer"
@@ -74,12 +76,24 @@ def kept_classes(config: TrainEvalPipelineConfig) -> KeptClasses | None:
     ids = _named(config) if settings.name else _carried(transfer)
     if transfer is not None:
         _check_carried(ids, transfer)
-    predictor = config.model.ssd.box_predictor.convolutional_box_predictor
-    if settings.distillation_weight and predictor.apply_sigmoid_to_scores:
-        raise UserError(f"{KEEP}.distillation_weight: needs logits, but the box predictor has apply_sigmoid_to_scores")
+    model = model_of(config)
+    _check_outputs(settings, model)
     return KeptClasses(
-        ids, settings.freeze_rows, settings.distillation_weight, settings.labelled, _is_softmax(config)
+        ids, settings.freeze_rows, settings.distillation_weight, settings.labelled, model.has_softmax
     )
+
+
+def _check_outputs(settings: fine_tune_pb2.KeepClasses, model: Model) -> None:
+    """That what is asked of the outputs can be had from this kind of model."""
+    if settings.distillation_weight and model.predicts_probabilities:
+        raise UserError(f"{KEEP}.distillation_weight: needs logits, but the box predictor has apply_sigmoid_to_scores")
+    asked = [name for name, is_set in (("distillation_weight", settings.distillation_weight > 0),
+                                       ("labelled: false", not settings.labelled)) if is_set]
+    if asked and not model.kind.dense:
+        raise UserError(
+            f"{KEEP}: {' and '.join(asked)} need outputs for the same places of the image from model and teacher, but "
+            f"a {model.name} classifies regions of its own choice; leave that out (freeze_rows alone works)"
+        )
 
 
 def check_kept(config: TrainEvalPipelineConfig, rows: Sequence[Row] | None) -> None:
@@ -126,7 +140,3 @@ def _check_carried(ids: dict[str, int], transfer: ClassTransfer) -> None:
         raise UserError(
             f"{KEEP}.name: {', '.join(map(repr, anew))} is not carried over by class_transfer: there is nothing to keep"
         )
-
-
-def _is_softmax(config: TrainEvalPipelineConfig) -> bool:
-    return "softmax" in (config.model.ssd.loss.classification_loss.WhichOneof("classification_loss") or "")

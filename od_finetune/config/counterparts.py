@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 from google.protobuf import message
 
+from od_finetune.config import center_extractors
+from od_finetune.config.kinds import model_of
 from od_finetune.errors import UserError
 from od_finetune.protos import train_pb2
 from od_finetune.protos.pipeline_pb2 import TrainEvalPipelineConfig
@@ -18,10 +20,28 @@ TYPES: tuple[dict[str, str], ...] = (
     {TF1: "ssd_mobilenet_v2", TF2: "ssd_mobilenet_v2_keras"},
     {TF1: "ssd_mobilenet_v1_fpn", TF2: "ssd_mobilenet_v1_fpn_keras"},
     {TF1: "ssd_mobilenet_v2_fpn", TF2: "ssd_mobilenet_v2_fpn_keras"},
+    {TF1: "ssd_resnet50_v1_fpn", TF2: "ssd_resnet50_v1_fpn_keras"},
+    {TF1: "ssd_resnet101_v1_fpn", TF2: "ssd_resnet101_v1_fpn_keras"},
+    {TF1: "ssd_resnet152_v1_fpn", TF2: "ssd_resnet152_v1_fpn_keras"},
+    # The second stage of these has another stride in TF2.
+    *({TF1: f"faster_rcnn_resnet{layers}"} for layers in (50, 101, 152)),
+    *({TF2: f"faster_rcnn_resnet{layers}_keras"} for layers in (50, 101, 152)),
+    *({TF2: f"faster_rcnn_resnet{layers}_fpn_keras"} for layers in (50, 101, 152)),
+    *({TF2: name} for name in center_extractors.TABLE),  # TF1 has no CenterNet
+    {TF1: "embedded_ssd_mobilenet_v1"},
+    {TF1: "ssd_mobilenet_v1_ppn"},
+    {TF1: "ssd_mobilenet_v2_mnasfpn"},
+    {TF1: "ssd_mobilenet_v3_large"},
+    {TF1: "ssd_mobilenet_v3_small"},
+    {TF1: "ssd_mobilenet_edgetpu"},
+    {TF1: "ssd_mobiledet_cpu"},
+    {TF1: "ssd_mobiledet_dsp"},
+    {TF1: "ssd_mobiledet_edgetpu"},
+    {TF1: "ssd_mobiledet_gpu"},
 )
 
 _FIRST_EXTENSION = 1000  # numbers of fields that the OD API does not have
-_LAST_LEVEL = 5  # of the MobileNets; in the OD API they always reach to it
+_LAST_LEVEL = 5  # of the backbones; in the OD API they always reach to it
 _PLACEHOLDER = "PATH_TO_BE_CONFIGURED"
 
 
@@ -36,12 +56,14 @@ def for_installation(config: TrainEvalPipelineConfig, half: str) -> tuple[TrainE
     """
     changed = TrainEvalPipelineConfig()
     changed.CopyFrom(config)
-    extractor = changed.model.ssd.feature_extractor
-    kind = _counterpart(extractor.type, half)
-    _check_complete(extractor)
+    model = model_of(changed)
+    extractor, at = model.feature_extractor, f"{model.path}.feature_extractor"
+    kind = _counterpart(extractor.type, half, at)
+    if model.name == "ssd":
+        _check_complete(extractor)
     notes = []
     if kind != extractor.type:
-        notes.append(f"model.ssd.feature_extractor.type is {kind}, its {half.upper()} counterpart")
+        notes.append(f"{at}.type is {kind}, its {half.upper()} counterpart")
         extractor.type = kind
     removed = list(_remove_extensions(changed))
     if removed:
@@ -53,13 +75,13 @@ def for_installation(config: TrainEvalPipelineConfig, half: str) -> tuple[TrainE
     return changed, notes
 
 
-def _counterpart(kind: str, half: str) -> str:
+def _counterpart(kind: str, half: str, at: str) -> str:
     for row in TYPES:
-        if kind in row.values():
+        if kind in row.values() and half in row:
             return row[half]
-    known = ", ".join(sorted(name for row in TYPES for name in row.values()))
+    known = ", ".join(sorted(name for row in TYPES if half in row for name in row.values()))
     raise UserError(
-        f"model.ssd.feature_extractor.type: {kind!r} has no counterpart in the {half.upper()} half of the OD API, so "
+        f"{at}.type: {kind!r} has no counterpart in the {half.upper()} half of the OD API, so "
         f"no installation of it could use the checkpoint; these have: {known}"
     )
 

@@ -6,12 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 from od_finetune import fields
+from od_finetune.config.center_net import build_center_net
+from od_finetune.config.faster_rcnn import build_faster_rcnn
 from od_finetune.config.single_stage import build_ssd
 from od_finetune.errors import UserError
 from od_finetune.protos import model_pb2
 
 BUILDERS: dict[str, Callable[[Any], fields.Detector]] = {
     "ssd": build_ssd,
+    "center_net": build_center_net,
+    "faster_rcnn": build_faster_rcnn,
 }
 
 

@@ -10,6 +10,7 @@ from od_finetune.checkpoints.source import open_source
 from od_finetune.config import counterparts, pipeline
 from od_finetune.config.detector import build_detector
 from od_finetune.config.export import label_map_text, restore_trained, training_step
+from od_finetune.config.kinds import model_of
 from od_finetune.errors import UserError
 from od_finetune.export import bundle, checkpoint_tf1, checkpoint_tf2, equivalence
 from od_finetune.fields import Detector
@@ -83,11 +84,11 @@ def _counterpart(
 ) -> Detector:
     """The detector of the other half with the same weights, once it is known to be the same detector."""
     other = build_detector(target.model)
-    there = target.model.ssd.feature_extractor.type
+    there = model_of(target).feature_extractor.type
     try:
         notes += [f"in training by {there}, {note}" for note in equivalence.transfer(detector, other)]
     except UserError as error:
-        here = config.model.ssd.feature_extractor.type
+        here = model_of(config).feature_extractor.type
         raise UserError(
             f"{there} of the OD API is no replacement for {here}: with the same weights {error}. Train with "
             f"feature_extractor.type: {there!r} to take the result there."

@@ -3,12 +3,21 @@
 
 from __future__ import annotations
 
+import logging
 from typing import NamedTuple
 
 import tensorflow as tf
 
 from od_finetune.config import necks
-from od_finetune.config.families import efficientnet_lite, mobilenet
+from od_finetune.config.families import (
+    efficientnet,
+    efficientnet_lite,
+    inception,
+    mobiledet,
+    mobilenet,
+    mobilenet_v3,
+    resnet,
+)
 from od_finetune.config.hyperparams import build_hyperparams
 from od_finetune.config.rows import Row
 from od_finetune.errors import UserError
@@ -16,9 +25,16 @@ from od_finetune.models.normalization import Normalization
 from od_finetune.names import Rules, Vocabulary, nearest
 from od_finetune.protos import ssd_pb2
 
+logger = logging.getLogger(__name__)
+
 TABLE: dict[str, Row] = {
+    **efficientnet.ROWS,
     **efficientnet_lite.ROWS,
+    **inception.ROWS,
+    **mobiledet.ROWS,
     **mobilenet.ROWS,
+    **mobilenet_v3.ROWS,
+    **resnet.ROWS,
 }
 
 
@@ -53,12 +69,24 @@ def build_extractor(proto: ssd_pb2.SsdFeatureExtractor, freeze_batchnorm: bool =
     hyperparams = build_hyperparams(proto.conv_hyperparams, "model.ssd.feature_extractor.conv_hyperparams")
     overridden = proto.override_base_feature_extractor_hyperparams
     base = family.override(hyperparams, row.keras) if overridden else row.defaults
+    if base is None:
+        raise UserError(
+            f"model.ssd.feature_extractor.override_base_feature_extractor_hyperparams: found false, expected true, as "
+            f"{proto.type} has no hyperparams but those of conv_hyperparams; write it out"
+        )
+    if overridden and base is row.defaults:
+        logger.warning(
+            "model.ssd.feature_extractor.override_base_feature_extractor_hyperparams has no effect on %s: as in the OD "
+            "API, its backbone keeps the hyperparameters that it was published with",
+            proto.type,
+        )
     # In TF2 the config says nothing about the 1x1 half of a separable convolution.
     hyperparams = hyperparams._replace(plain_pointwise=row.keras)
     if freeze_batchnorm:
         base, hyperparams = base.frozen_batchnorm(), hyperparams.frozen_batchnorm()
     source = necks.NeckSource(
-        family.scope, row.levels, row.tf2_scope, row.tf2_neck, row.tf2_lists, row.keras, family.last_layer
+        family.scope, row.levels, row.tf2_scope, row.tf2_neck, row.tf2_lists, row.keras, family.last_layer,
+        family.layer_name, base,
     )
     neck = row.neck(proto, source, hyperparams)
     backbone = family.backbone(

@@ -31,7 +31,7 @@ class Status(enum.Enum):
 HONOURED: dict[str, str] = {
     # The pipeline
     "TrainEvalPipelineConfig": "model train_config train_input_reader eval_config eval_input_reader",
-    "DetectionModel": "ssd",
+    "DetectionModel": "ssd faster_rcnn center_net",
     # SSD
     "Ssd": "num_classes image_resizer feature_extractor box_coder matcher similarity_calculator "
     "encode_background_as_zeros negative_class_weight box_predictor anchor_generator post_processing "
@@ -39,13 +39,49 @@ HONOURED: dict[str, str] = {
     "explicit_background_class",
     "SsdFeatureExtractor": "type depth_multiplier min_depth conv_hyperparams "
     "override_base_feature_extractor_hyperparams pad_to_multiple use_explicit_padding use_depthwise num_layers "
-    "fpn",
+    "fpn bifpn",
     "FeaturePyramidNetworks": ALL,
-    "BoxPredictor": "convolutional_box_predictor weight_shared_convolutional_box_predictor",
+    "BidirectionalFeaturePyramidNetworks": ALL,
+    # Faster R-CNN
+    "FasterRcnn": "number_of_stages num_classes image_resizer feature_extractor first_stage_anchor_generator "
+    "first_stage_atrous_rate first_stage_box_predictor_conv_hyperparams first_stage_box_predictor_kernel_size "
+    "first_stage_box_predictor_depth first_stage_minibatch_size first_stage_positive_balance_fraction "
+    "first_stage_nms_score_threshold first_stage_nms_iou_threshold first_stage_max_proposals "
+    "first_stage_localization_loss_weight first_stage_objectness_loss_weight initial_crop_size maxpool_kernel_size "
+    "maxpool_stride second_stage_box_predictor second_stage_batch_size second_stage_balance_fraction "
+    "second_stage_post_processing second_stage_localization_loss_weight second_stage_classification_loss_weight "
+    "second_stage_mask_prediction_loss_weight hard_example_miner second_stage_classification_loss "
+    "clip_anchors_to_image use_combined_nms_in_first_stage "
+    "context_config",
+    "Context": ALL,
+    "FasterRcnnFeatureExtractor": ALL,
+    "MaskRCNNBoxPredictor": "fc_hyperparams use_dropout dropout_keep_probability box_code_size "
+    "share_box_across_classes conv_hyperparams predict_instance_masks mask_prediction_conv_depth mask_height "
+    "mask_width mask_prediction_num_conv_layers masks_are_class_agnostic convolve_then_upsample_masks",
+    "RfcnBoxPredictor": ALL,
+    "BoxPredictor": ALL,
     "ConvolutionalBoxPredictor": ALL,
     "ConvolutionalBoxPredictor.BoxEncodingsClipRange": ALL,
     "WeightSharedConvolutionalBoxPredictor": ALL,
     "WeightSharedConvolutionalBoxPredictor.BoxEncodingsClipRange": ALL,
+    # CenterNet
+    "CenterNet": "num_classes feature_extractor image_resizer use_depthwise compute_heatmap_sparse "
+    "object_detection_task object_center_params keypoint_label_map_path keypoint_estimation_task mask_estimation_task "
+    "densepose_estimation_task track_estimation_task temporal_offset_task deepmac_mask_estimation post_processing",
+    "CenterNet.PredictionHeadParams": ALL,
+    "CenterNet.ObjectDetection": ALL,
+    "CenterNet.ObjectCenterParams": "object_center_loss_weight classification_loss heatmap_bias_init "
+    "min_box_overlap_iou max_box_predictions keypoint_weights_for_center center_head_params peak_max_pool_kernel_size",
+    "CenterNet.KeypointEstimation": ALL,
+    "CenterNet.MaskEstimation": ALL,
+    "CenterNet.DensePoseEstimation": ALL,
+    "CenterNet.TrackEstimation": ALL,
+    "CenterNet.TemporalOffsetEstimation": ALL,
+    "CenterNet.DeepMACMaskEstimation": "classification_loss dim task_loss_weight pixel_embedding_dim "
+    "allowed_masked_classes_ids mask_size use_xy network_type use_instance_embedding num_init_channels "
+    "predict_full_resolution_masks postprocess_crop_size use_only_last_stage",
+    "CenterNetFeatureExtractor": "type channel_means channel_stds bgr_ordering depth_multiplier use_separable_conv "
+    "upsampling_interpolation",
     # Layers
     "Hyperparams": ALL,
     "Regularizer": ALL,
@@ -212,8 +248,20 @@ _SAME_RESULT = "another way to compute the same result"
 _LOSS_FORM = "the detector asks each loss for the form it needs"
 
 WITHOUT_EFFECT: dict[str, dict[str, str]] = {
+    "CenterNet": {"output_prediction_dict": "raw predictions are what the detector's predict returns"},
     "Ssd": {
         "inplace_batchnorm_update": "moving statistics are always updated with the step",
+        "return_raw_detections_during_predict": "raw detections are always returned",
+    },
+    "FasterRcnn": {
+        "inplace_batchnorm_update": "moving statistics are always updated with the step",
+        "use_matmul_crop_and_resize": _SAME_RESULT,
+        "use_matmul_gather_in_matcher": _SAME_RESULT,
+        "resize_masks": "masks are resized once, with their image; this is about the model doing it again",
+        "use_static_balanced_label_sampler": "it draws from the same distribution",
+        "use_static_shapes": _SAME_RESULT,
+        "use_static_shapes_for_eval": _SAME_RESULT,
+        "use_partitioned_nms_in_first_stage": _SAME_RESULT,
         "return_raw_detections_during_predict": "raw detections are always returned",
     },
     "Loss.EqualizationLoss": {"exclude_prefixes": "the loss has no weight"},
@@ -266,14 +314,11 @@ WITHOUT_EFFECT: dict[str, dict[str, str]] = {
 
 UNHONOURED: dict[str, str] = {
     "TrainEvalPipelineConfig": "graph_rewriter",
-    "DetectionModel": "faster_rcnn experimental_model center_net",
+    "DetectionModel": "experimental_model",
     "Ssd": "use_confidences_as_targets implicit_example_weight mask_head_config",
     "Ssd.MaskHead": ALL,
-    "SsdFeatureExtractor": "bifpn replace_preprocessor_with_placeholder spaghettinet_arch_name",
-    "BidirectionalFeaturePyramidNetworks": ALL,
-    "BoxPredictor": "mask_rcnn_box_predictor rfcn_box_predictor",
-    "MaskRCNNBoxPredictor": ALL,
-    "RfcnBoxPredictor": ALL,
+    "SsdFeatureExtractor": "replace_preprocessor_with_placeholder spaghettinet_arch_name",
+    "MaskRCNNBoxPredictor": "predict_keypoints",
     "Loss.EqualizationLoss": "weight",
     "ClassificationLoss": "weighted_dice_classification_loss",
     "WeightedDiceClassificationLoss": ALL,
@@ -288,24 +333,30 @@ UNHONOURED: dict[str, str] = {
     "ExperimentalModel": ALL,
     "GraphRewriter": ALL,
     "Quantization": ALL,
-    "FasterRcnn": ALL,
-    "FasterRcnnFeatureExtractor": ALL,
-    "Context": ALL,
-    "CenterNet": ALL,
-    "CenterNet.PredictionHeadParams": ALL,
-    "CenterNet.ObjectDetection": ALL,
-    "CenterNet.ObjectCenterParams": ALL,
-    "CenterNet.KeypointEstimation": ALL,
-    "CenterNet.MaskEstimation": ALL,
-    "CenterNet.DensePoseEstimation": ALL,
-    "CenterNet.TrackEstimation": ALL,
-    "CenterNet.TemporalOffsetEstimation": ALL,
-    "CenterNet.DeepMACMaskEstimation": ALL,
-    "CenterNetFeatureExtractor": ALL,
+    "FasterRcnn": "output_final_box_features output_final_box_rpn_features",
+    "CenterNet.ObjectCenterParams": "use_labeled_classes",
+    "CenterNet.DeepMACMaskEstimation": "mask_num_subsamples max_roi_jitter_ratio jitter_mode "
+    "box_consistency_loss_weight color_consistency_threshold color_consistency_dilation color_consistency_loss_weight "
+    "box_consistency_loss_normalize box_consistency_tightness color_consistency_warmup_steps "
+    "color_consistency_warmup_start augmented_self_supervision_max_translation "
+    "augmented_self_supervision_flip_probability augmented_self_supervision_loss_weight "
+    "augmented_self_supervision_warmup_start augmented_self_supervision_warmup_steps augmented_self_supervision_loss "
+    "augmented_self_supervision_scale_min augmented_self_supervision_scale_max "
+    "pointly_supervised_keypoint_loss_weight ignore_per_class_box_overlap",
+    "CenterNetFeatureExtractor": "use_depthwise",
     "ScaleBoxesToPixelCoordinates": ALL,
     "ConvertClassLogitsToSoftmax": ALL,
     "AutoAugmentImage": ALL,
     STEPS: "autoaugment_image convert_class_logits_to_softmax scale_boxes_to_pixel_coordinates",
+}
+
+# Of what is not honoured: why, and what to do instead, where the name of the field does not say it.
+WHY_NOT: dict[tuple[str, str], tuple[str, str]] = {
+    ("TrainEvalPipelineConfig", "graph_rewriter"): (
+        "asks for quantisation-aware training, and training is in float only",
+        "remove graph_rewriter to train in float (of a quantised checkpoint the weights restore, and its recorded "
+        "ranges are not needed); quantise after training, with the tools for the device it is meant for",
+    ),
 }
 
 REPLACED_BY: dict[tuple[str, str], str] = {
@@ -368,3 +419,8 @@ def is_needed(field: FieldDescriptor) -> bool:
 def why_without_effect(field: FieldDescriptor) -> str:
     """The reason that WITHOUT_EFFECT gives."""
     return WITHOUT_EFFECT[message_name(field.containing_type)][field.name]
+
+
+def why_not(field: FieldDescriptor) -> tuple[str, str] | None:
+    """What WHY_NOT says of a field that is not honoured."""
+    return WHY_NOT.get((message_name(field.containing_type), field.name))

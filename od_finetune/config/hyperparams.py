@@ -7,7 +7,7 @@ from collections.abc import Callable
 import tf_keras
 
 from od_finetune.errors import UserError
-from od_finetune.models.layers import BatchNorm, ConvHyperparams, GroupNorm, Regularizer
+from od_finetune.models.layers import SLIM_VARIANCE, BatchNorm, ConvHyperparams, GroupNorm, Regularizer
 from od_finetune.protos import hyperparams_pb2
 
 _ACTIVATIONS = {
@@ -16,11 +16,6 @@ _ACTIVATIONS = {
     hyperparams_pb2.Hyperparams.RELU_6: "relu6",
     hyperparams_pb2.Hyperparams.SWISH: "swish",
 }
-
-# tf_keras divides the deviation of its truncated normal by that of a normal cut at two deviations; slim's
-# initialiser multiplied the variance by 1.3 instead. This factor makes the former equal the latter.
-_SLIM_VARIANCE = 1.3 * 0.87962566103423978**2
-
 
 def build_hyperparams(proto: hyperparams_pb2.Hyperparams, field: str = "conv_hyperparams") -> ConvHyperparams:
     """The hyperparams of convolutions; `field` is how an error names the message.
@@ -39,6 +34,24 @@ def build_hyperparams(proto: hyperparams_pb2.Hyperparams, field: str = "conv_hyp
         activation=_ACTIVATIONS[proto.activation],
         norm=_build_norm(proto),
         force_use_bias=proto.force_use_bias,
+    )
+
+
+def build_dense_hyperparams(proto: hyperparams_pb2.Hyperparams, field: str = "fc_hyperparams") -> ConvHyperparams:
+    """The hyperparams of fully connected layers that end a network: initialiser and regulariser are all they use.
+
+    Raises:
+      UserError: the message is about convolutions, or asks for a norm, which such layers do not have.
+    """
+    if proto.op != hyperparams_pb2.Hyperparams.FC:
+        raise UserError(f"{field}.op: found CONV, expected FC: these are fully connected layers")
+    norm = proto.WhichOneof("normalizer_oneof")
+    if norm is not None:
+        raise UserError(f"{field}.{norm}: the last layers of a network have no norm; remove it")
+    return ConvHyperparams(
+        initializer=build_initializer(proto.initializer, f"{field}.initializer"),
+        regularizer=build_regularizer(proto.regularizer),
+        activation="none",
     )
 
 
@@ -66,7 +79,7 @@ def build_initializer(
         return lambda: tf_keras.initializers.RandomNormal(message.mean, message.stddev)
     if kind == "variance_scaling_initializer":
         mode = hyperparams_pb2.VarianceScalingInitializer.Mode.Name(message.mode).lower()
-        scale = message.factor if message.uniform else message.factor * _SLIM_VARIANCE
+        scale = message.factor if message.uniform else message.factor * SLIM_VARIANCE
         distribution = "uniform" if message.uniform else "truncated_normal"
         return lambda: tf_keras.initializers.VarianceScaling(scale, mode, distribution)
     try:

@@ -135,6 +135,11 @@ def _unhonoured(path: str, field: FieldDescriptor, allow: bool) -> Finding:
         return Finding(ERROR, path, text, supported, unhonoured=True)
     if allow:
         return Finding(WARNING, path, text, "left out, as --allow_unhonoured says", unhonoured=True)
+    why = honoured.why_not(field)
+    if why is not None:
+        reason, instead = why
+        return Finding(ERROR, path, f"{text}: it {reason}", f"{instead}; --allow_unhonoured goes on without it",
+                       unhonoured=True)
     hint = "take it out, or go on without it with --allow_unhonoured"
     if honoured.alternatives(field):
         hint += f"; {supported}"

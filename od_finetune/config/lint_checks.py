@@ -16,7 +16,8 @@ from od_finetune.protos import eval_pb2, input_reader_pb2, model_pb2, train_pb2
 from od_finetune.protos.pipeline_pb2 import TrainEvalPipelineConfig
 
 # path: (smallest, largest); None is no limit
-_SSD_RANGES: dict[str, tuple[float | None, float | None]] = {
+Ranges = dict[str, tuple[float | None, float | None]]
+_SSD_RANGES: Ranges = {
     "feature_extractor.depth_multiplier": (1e-6, None),
     "feature_extractor.pad_to_multiple": (1, None),
     "box_predictor.convolutional_box_predictor.kernel_size": (1, None),
@@ -32,6 +33,30 @@ _SSD_RANGES: dict[str, tuple[float | None, float | None]] = {
     "post_processing.batch_non_max_suppression.score_threshold": (0, 1),
     "post_processing.batch_non_max_suppression.max_total_detections": (1, None),
 }
+_FASTER_RCNN_RANGES: Ranges = {
+    "image_resizer.fixed_shape_resizer.height": (1, None),
+    "image_resizer.fixed_shape_resizer.width": (1, None),
+    "image_resizer.pad_to_multiple_resizer.multiple": (1, None),
+    "feature_extractor.pad_to_multiple": (1, None),
+    "feature_extractor.fpn.additional_layer_depth": (1, None),
+    "first_stage_atrous_rate": (1, None),
+    "first_stage_box_predictor_kernel_size": (1, None),
+    "first_stage_box_predictor_depth": (1, None),
+    "first_stage_nms_score_threshold": (0, 1),
+    "first_stage_localization_loss_weight": (0, None),
+    "first_stage_objectness_loss_weight": (0, None),
+    "second_stage_box_predictor.mask_rcnn_box_predictor.dropout_keep_probability": (1e-6, 1),
+    "second_stage_localization_loss_weight": (0, None),
+    "second_stage_classification_loss_weight": (0, None),
+    "second_stage_mask_prediction_loss_weight": (0, None),
+    "second_stage_post_processing.batch_non_max_suppression.score_threshold": (0, 1),
+    "second_stage_post_processing.batch_non_max_suppression.max_total_detections": (1, None),
+}
+# TABLE: kind of model -> the ranges of its fields.
+_RANGES: dict[str, Ranges] = {
+    "ssd": _SSD_RANGES,
+    "faster_rcnn": _FASTER_RCNN_RANGES,
+}
 
 
 def num_classes(config: TrainEvalPipelineConfig) -> int:
@@ -46,9 +71,7 @@ def model(config: TrainEvalPipelineConfig) -> list[Finding]:
     if kind is None:
         choices = ", ".join(field.name for field in model_pb2.DetectionModel.DESCRIPTOR.fields)
         return [Finding(ERROR, "model", "no model is described", f"set one of {choices}")]
-    if kind != "ssd":
-        return []
-    return list(_ranges(config.model.ssd, _SSD_RANGES, "model.ssd."))
+    return list(_ranges(getattr(config.model, kind), _RANGES.get(kind, {}), f"model.{kind}."))
 
 
 def train(config: TrainEvalPipelineConfig) -> list[Finding]:
@@ -111,8 +134,7 @@ def _read_for_metrics(
         yield Finding(ERROR, f"{path}.num_keypoints", text, "set it to the number that each object of the records has")
 
 
-
-def _ranges(owner: Message, ranges: dict[str, tuple[float | None, float | None]], prefix: str) -> Iterator[Finding]:
+def _ranges(owner: Message, ranges: Ranges, prefix: str) -> Iterator[Finding]:
     """Values outside their range, in messages that are there."""
     for path, (low, high) in ranges.items():
         *parents, name = path.split(".")
@@ -123,7 +145,7 @@ def _ranges(owner: Message, ranges: dict[str, tuple[float | None, float | None]]
             continue
         value = getattr(message, name)
         if (low is not None and value < low) or (high is not None and value > high):
-            below = f"at least {low:g}" if low is not None and low >= 1 else "a positive number"
+            below = f"at least {low:g}" if low is not None and (low >= 1 or not low) else "a positive number"
             expected = f"a number from {low:g} to {high:g}" if low is not None and high is not None else below
             yield Finding(ERROR, prefix + path, f"is {value:g}", f"expected {expected}")
 

@@ -9,30 +9,15 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 
-from od_finetune.config import (
-    boxes,
-    class_transfer,
-    detector,
-    evaluation,
-    extractors,
-    heads,
-    lint_checks,
-    lint_files,
-    restore,
-    training,
-    walk,
-)
+from od_finetune.config import class_transfer, detector, evaluation, lint_checks, lint_files, restore, training, walk
 from od_finetune.config.augmentation import TABLE, build_augmentation
 from od_finetune.config.datasets import check_reader
 from od_finetune.config.finding import ERROR, Finding
 from od_finetune.config.label_map import load_label_map
-from od_finetune.config.resizers import build_resizer
+from od_finetune.config.lint_parts import PARTS, Build
 from od_finetune.errors import UserError
-from od_finetune.protos import input_reader_pb2, preprocessor_pb2, ssd_pb2
+from od_finetune.protos import input_reader_pb2, model_pb2, preprocessor_pb2
 from od_finetune.protos.pipeline_pb2 import TrainEvalPipelineConfig
-
-Build = tuple[str, Callable[[], object]]
-"""A path and what builds from the message there."""
 
 # `a.field[0]` at the start of a message, whatever comes after it.
 _NAME = re.compile(r"(?P<name>[A-Za-z_]\w*(?:\[\w+\])?(?:\.[A-Za-z_]\w*(?:\[\w+\])?)*)(?P<colon>: |(?=\W))")
@@ -48,8 +33,7 @@ def errors(
       steps: all data_augmentation_options, to count them as the file does; those that do not exist are passed over.
       use: any of "train" and "eval"; the model is always built.
     """
-    builds = list(_model(config.model.ssd))
-    builds.append(("model", partial(detector.build_detector, config.model)))
+    builds = list(_model(config.model))
     if "train" in use:
         builds += _train(config, steps)
     if "eval" in use:
@@ -64,21 +48,12 @@ def errors(
     return list(found.values())
 
 
-def _model(ssd: ssd_pb2.Ssd) -> Iterator[Build]:
-    """The parts, so that several can complain at once."""
-    at = "model.ssd"
-    yield f"{at}.image_resizer", partial(build_resizer, ssd.image_resizer)
-    yield f"{at}.feature_extractor", partial(extractors.build_extractor, ssd.feature_extractor)
-    yield f"{at}.box_coder", partial(boxes.build_box_coder, ssd.box_coder)
-    yield f"{at}.matcher", partial(boxes.build_matcher, ssd.matcher)
-    yield f"{at}.similarity_calculator", partial(boxes.build_similarity, ssd.similarity_calculator)
-    yield f"{at}.box_predictor", partial(heads.head_options, ssd.box_predictor, ssd.freeze_batchnorm)
-    yield f"{at}.anchor_generator", partial(boxes.build_anchor_generator, ssd.anchor_generator)
-    loss = ssd.loss
-    yield f"{at}.loss.localization_loss", partial(boxes.build_localization_loss, loss.localization_loss)
-    yield f"{at}.loss.classification_loss", partial(boxes.build_classification_loss, loss.classification_loss)
-    yield f"{at}.loss", partial(boxes.build_losses, loss)
-    yield f"{at}.post_processing", partial(boxes.build_postprocess, ssd.post_processing)
+def _model(model: model_pb2.DetectionModel) -> Iterator[Build]:
+    """The parts, so that several can complain at once, then the whole."""
+    kind = model.WhichOneof("model")
+    if kind in PARTS:
+        yield from PARTS[kind](getattr(model, kind), f"model.{kind}")
+    yield "model", partial(detector.build_detector, model)
 
 
 def _train(config: TrainEvalPipelineConfig, steps: Iterable[preprocessor_pb2.PreprocessingStep]) -> Iterator[Build]:

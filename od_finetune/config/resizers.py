@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from od_finetune.errors import UserError
 from od_finetune.models import image_resizers
+from od_finetune.models.normalization import Normalization
 from od_finetune.protos import image_resizer_pb2
 
 
-def build_resizer(proto: image_resizer_pb2.ImageResizer) -> image_resizers.Resizer:
-    """The image_resizer message's resizer."""
+def build_resizer(
+    proto: image_resizer_pb2.ImageResizer, field: str = "model.ssd.image_resizer"
+) -> image_resizers.Resizer:
+    """The image_resizer message's resizer; `field` is how an error names the message."""
     kind = proto.WhichOneof("image_resizer_oneof")
     if kind is None:
         raise UserError(
-            "model.ssd.image_resizer: found nothing, expected e.g. fixed_shape_resizer { height: 300 width: 300 }"
+            f"{field}: found nothing, expected e.g. fixed_shape_resizer {{ height: 300 width: 300 }}"
         )
     message = getattr(proto, kind)
     if kind == "identity_resizer":
@@ -48,3 +51,11 @@ def _keep_aspect_ratio(
         raise UserError(f"keep_aspect_ratio_resizer.per_channel_pad_value: found {len(pad_value)} values, expected 3")
     return image_resizers.KeepAspectRatio(low, high, method, proto.pad_to_max_dimension,
                                           proto.convert_to_grayscale, pad_value)
+
+
+def padded_after(resizer: image_resizers.Resizer, normalize: Normalization) -> image_resizers.Resizer:
+    """The same resizer for a detector that pads what is normalised already: its padding becomes the pixel value from
+    which normalisation makes the value that is asked for (0 unless the config says otherwise)."""
+    if isinstance(resizer, (image_resizers.KeepAspectRatio, image_resizers.PadToMultiple)):
+        return resizer._replace(pad_value=normalize.inverse(resizer.pad_value))
+    return resizer

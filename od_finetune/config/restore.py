@@ -122,6 +122,9 @@ def _path(path: str, field: str) -> str:
 
 def _type(train_config: train_pb2.TrainConfig, version: str, notices: list[str]) -> str:
     kind = train_config.fine_tune_checkpoint_type
+    if kind == "fine_tune":
+        raise UserError("train_config.fine_tune_checkpoint_type: 'fine_tune' was CenterNet's name for what 'detection' "
+                        "means under fine_tune_checkpoint_version: V2; write that.")
     if kind and kind not in TYPES:
         raise UserError(f"train_config.fine_tune_checkpoint_type: {kind!r} is unknown; expected {_CHOICES}.")
     deprecated = train_config.HasField("from_detection_checkpoint")

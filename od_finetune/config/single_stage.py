@@ -13,7 +13,7 @@ from od_finetune.config.boxes import (
     unmatched_class_target,
 )
 from od_finetune.config.extractors import build_extractor
-from od_finetune.config.resizers import build_resizer
+from od_finetune.config.resizers import build_resizer, padded_after
 from od_finetune.errors import UserError
 from od_finetune.models.detectors.ssd import SSD, Boxes, Network
 from od_finetune.protos import ssd_pb2
@@ -36,7 +36,9 @@ def build_ssd(ssd: ssd_pb2.Ssd) -> SSD:
             f"model.ssd.box_predictor.{kind}.box_code_size: found {code_size}, expected "
             f"{expected}, the size of {ssd.box_coder.WhichOneof('box_coder_oneof')}'s codes"
         )
-    return SSD(network, boxes, build_resizer(ssd.image_resizer), ssd.num_classes, multiple)
+    # Other detectors pad before they normalise.
+    resizer = padded_after(build_resizer(ssd.image_resizer), network.normalize)
+    return SSD(network, boxes, resizer, ssd.num_classes, multiple)
 
 
 def _build_boxes(ssd: ssd_pb2.Ssd) -> Boxes:
@@ -82,10 +84,13 @@ def _check_levels(ssd: ssd_pb2.Ssd) -> None:
     """As many anchors of other levels would go unnoticed, and be of another size than what the maps can see."""
     if ssd.anchor_generator.WhichOneof("anchor_generator_oneof") != "multiscale_anchor_generator":
         return
-    pyramid, anchors = ssd.feature_extractor.fpn, ssd.anchor_generator.multiscale_anchor_generator
+    kind = ssd.feature_extractor.WhichOneof("feature_pyramid_oneof")
+    if kind is None:
+        return
+    pyramid, anchors = getattr(ssd.feature_extractor, kind), ssd.anchor_generator.multiscale_anchor_generator
     found, expected = (anchors.min_level, anchors.max_level), (pyramid.min_level, pyramid.max_level)
-    if ssd.feature_extractor.WhichOneof("feature_pyramid_oneof") == "fpn" and found != expected:
+    if found != expected:
         raise UserError(
             f"model.ssd.anchor_generator.multiscale_anchor_generator: found min_level {found[0]} and max_level "
-            f"{found[1]}, expected {expected[0]} and {expected[1]} as in feature_extractor.fpn"
+            f"{found[1]}, expected {expected[0]} and {expected[1]} as in feature_extractor.{kind}"
         )

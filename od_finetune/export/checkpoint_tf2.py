@@ -70,7 +70,8 @@ def object_graph(root: ObjectTree, full_names: Mapping[str, str]) -> tuple[Graph
             identity = child if isinstance(child, str) else id(child)
             if identity not in numbers:
                 numbers[identity] = len(numbers)
-                queue.append((f"{path}/{name}" if path else name, child))
+                segment = object_keys.escape(name)
+                queue.append((f"{path}/{segment}" if path else segment, child))
             node.children.add(local_name=name, node_id=numbers[identity])
     _mark_values(graph)
     return graph, keys

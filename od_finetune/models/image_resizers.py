@@ -151,10 +151,11 @@ class ConditionalShape(NamedTuple):
 
 
 class PadToMultiple(NamedTuple):
-    """Zero-pads to the next multiple of `multiple`; the true shape is that of the image."""
+    """Pads to the next multiple of `multiple`; the true shape is that of the image."""
 
     multiple: int
     grayscale: bool = False
+    pad_value: tuple[float, ...] = (0.0, 0.0, 0.0)
 
     @property
     def static_size(self) -> tuple[int | None, int | None]:
@@ -165,8 +166,12 @@ class PadToMultiple(NamedTuple):
         return 1 if self.grayscale else 3
 
     def __call__(self, image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        image = _grayscale(tf.cast(image, tf.float32), self.grayscale)
-        return pad_to_multiple(image, self.multiple), _shape(image)
+        image = tf.cast(image, tf.float32)
+        padded = pad_to_multiple(image, self.multiple)
+        if any(self.pad_value):
+            padding = 1.0 - pad_to_multiple(tf.ones_like(image), self.multiple)
+            padded += padding * tf.constant(self.pad_value, tf.float32)
+        return _grayscale(padded, self.grayscale), _shape(_grayscale(image, self.grayscale))
 
 
 def _resize(image: tf.Tensor, size: object, method: str, align_corners: bool = False) -> tf.Tensor:

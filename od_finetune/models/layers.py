@@ -16,6 +16,7 @@ import tf_keras
 from od_finetune.errors import UserError
 
 Regularizer = Callable[[tf.Tensor], tf.Tensor]
+KernelSize = int | tuple[int, int]  # of a square window, or height and width
 
 # Keras's name of a weight -> the leaf of its canonical (TF1) name; what is not here keeps its name.
 _LEAVES = {
@@ -33,6 +34,7 @@ _WEIGHT_ATTRIBUTES = (
     "beta",
     "moving_mean",
     "moving_variance",
+    "bifpn_combine_weights",
 )
 
 
@@ -58,6 +60,7 @@ class ConvHyperparams(NamedTuple):
     """What a config's Hyperparams message says about convolutions."""
 
     initializer: Callable[[], tf_keras.initializers.Initializer]  # called once per layer: see `_conv_arguments`
+    depthwise_initializer: Callable[[], tf_keras.initializers.Initializer] | None = None  # None: as the others
     regularizer: Regularizer | None = None
     depthwise_regularizer: Regularizer | None = None
     activation: str = "relu"  # a key of ACTIVATIONS
@@ -70,11 +73,20 @@ class ConvHyperparams(NamedTuple):
         return self._replace(norm=self.norm._replace(train=False)) if isinstance(self.norm, BatchNorm) else self
 
 
+# tf_keras divides the deviation of its truncated normal by that of a normal cut at two deviations; slim's initialiser
+# multiplied the variance by 1.3 instead. A scale times this factor makes the former equal the latter.
+SLIM_VARIANCE = 1.3 * 0.87962566103423978**2
+
+
 ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor] | None] = {
     "none": None,
     "relu": tf.nn.relu,
     "relu6": tf.nn.relu6,
     "swish": tf.nn.silu,
+    "sigmoid": tf.nn.sigmoid,
+    # Piecewise linear (Howard et al. 2019, arXiv:1905.02244); the gate's sixth has the digits of the published nets.
+    "hard_swish": lambda x: x * tf.nn.relu6(x + 3.0) * (1.0 / 6.0),
+    "hard_sigmoid": lambda x: tf.nn.relu6(x + 3.0) * 0.16667,
 }
 
 
@@ -117,10 +129,13 @@ class ConvUnit(tf.Module):
       scope: canonical scope of the convolution; the norm is `<scope>/BatchNorm` or `<scope>/GroupNorm`.
       hyperparams: initialiser, regulariser, norm and activation.
       filters: output channels; None makes it depthwise.
-      kernel_size, stride: of the (square) window.
+      kernel_size, stride: of the window.
       explicit_padding: pad by the kernel's size first, whatever the size of the input; see `fixed_padding`.
       activate: False leaves the activation out (a linear bottleneck).
       separable: depthwise, then 1x1 to `filters`, as one layer with nothing in between.
+      padding: `same`, or `valid` for none; not with `explicit_padding`.
+      rate: of the dilation (atrous convolution); only at stride 1.
+      depth_multiplier: of a separable convolution, channels that its depthwise half makes of one.
     """
 
     def __init__(
@@ -128,23 +143,28 @@ class ConvUnit(tf.Module):
         scope: str,
         hyperparams: ConvHyperparams,
         filters: int | None,
-        kernel_size: int = 1,
+        kernel_size: KernelSize = 1,
         stride: int = 1,
         explicit_padding: bool = False,
         activate: bool = True,
         separable: bool = False,
+        padding: str = "same",
+        rate: int = 1,
+        depth_multiplier: int = 1,
     ):
         super().__init__()
-        self._padding = kernel_size if explicit_padding and kernel_size > 1 else 0
+        self._padding = rate * (kernel_size - 1) + 1 if explicit_padding and kernel_size > 1 else 0
         self.conv = conv_layer(
             scope,
             hyperparams,
             filters,
             kernel_size,
             stride,
-            padding="valid" if self._padding else "same",
+            padding="valid" if self._padding else padding,
             use_bias=hyperparams.norm is None or hyperparams.force_use_bias,
             separable=separable,
+            rate=rate,
+            depth_multiplier=depth_multiplier,
         )
         self.norm = norm_layer(scope, hyperparams.norm)
         self._activation = ACTIVATIONS[hyperparams.activation] if activate else None
@@ -162,26 +182,30 @@ def conv_layer(
     scope: str,
     hyperparams: ConvHyperparams,
     filters: int | None,
-    kernel_size: int,
+    kernel_size: KernelSize,
     stride: int = 1,
     padding: str = "same",
     use_bias: bool = True,
     bias_init: float = 0.0,
     separable: bool = False,
+    rate: int = 1,
+    depth_multiplier: int = 1,
 ) -> tf_keras.layers.Layer:
     """A bare convolution named `scope`; depthwise where `filters` is None, depthwise and 1x1 where `separable`."""
     shared = dict(
         strides=stride,
+        dilation_rate=rate,
         padding=padding,
         use_bias=use_bias,
         bias_initializer=tf_keras.initializers.Constant(bias_init),
         name=scope,
     )
     # A fresh initialiser per layer: tf_keras's draw the same numbers at every call of one instance.
+    depthwise_initializer = hyperparams.depthwise_initializer or hyperparams.initializer
     if filters is None:
         return tf_keras.layers.DepthwiseConv2D(
             kernel_size,
-            depthwise_initializer=hyperparams.initializer(),
+            depthwise_initializer=depthwise_initializer(),
             depthwise_regularizer=hyperparams.depthwise_regularizer,
             **shared,
         )
@@ -190,7 +214,8 @@ def conv_layer(
         return tf_keras.layers.SeparableConv2D(
             filters,
             kernel_size,
-            depthwise_initializer=hyperparams.initializer(),
+            depth_multiplier=depth_multiplier,
+            depthwise_initializer=depthwise_initializer(),
             depthwise_regularizer=hyperparams.depthwise_regularizer,
             pointwise_initializer=tf_keras.initializers.GlorotUniform() if plain else hyperparams.initializer(),
             pointwise_regularizer=None if plain else hyperparams.regularizer,
@@ -205,12 +230,20 @@ def conv_layer(
     )
 
 
+def dense_layer(scope: str, hyperparams: ConvHyperparams, units: int) -> tf_keras.layers.Dense:
+    """A bare fully connected layer named `scope`."""
+    return tf_keras.layers.Dense(
+        units, kernel_initializer=hyperparams.initializer(), kernel_regularizer=hyperparams.regularizer, name=scope
+    )
+
+
 def norm_layer(
-    scope: str, norm: BatchNorm | GroupNorm | None, variant: str = ""
+    scope: str, norm: BatchNorm | GroupNorm | None, variant: str = "", name: str = ""
 ) -> tf_keras.layers.Layer | None:
     """The norm that follows the convolution `scope`. Batch norm is the fused kernel where tf_keras can use it.
 
-    `variant` is the end of its name where a convolution has several, e.g. `/feature_0`.
+    `variant` is the end of its name where a convolution has several, e.g. `/feature_0`; `name` all of it, where it does
+    not follow from the convolution's.
 
     A batch norm layer whose `trainable` is False runs in inference mode, whatever `training` says; whether its gamma
     and beta train is for the gradient tape to say. One that the config has in inference mode (`train` is False) starts
@@ -223,13 +256,13 @@ def norm_layer(
             center=norm.center,
             scale=norm.scale,
             synchronized=norm.synchronized,
-            name=f"{scope}/BatchNorm{variant}",
+            name=name or f"{scope}/BatchNorm{variant}",
         )
         layer.trainable = norm.train
         layer.keeps_statistics = not norm.train
         return layer
     if isinstance(norm, GroupNorm):
-        return _GroupNormalization(norm.groups, epsilon=norm.epsilon, name=f"{scope}/GroupNorm{variant}")
+        return _GroupNormalization(norm.groups, epsilon=norm.epsilon, name=name or f"{scope}/GroupNorm{variant}")
     return None
 
 

@@ -17,6 +17,7 @@ class Block(NamedTuple):
     name: str  # e.g. `layer_7`
     stride: int  # of this step alone
     module: object  # the tf.Module, or a list of them, that does it
+    aliases: tuple[str, ...] = ()  # further names, e.g. `block2` for the last of several units
 
 
 def backbone_stages(blocks: Iterable[Block]) -> list[Stage]:
@@ -28,13 +29,18 @@ def backbone_stages(blocks: Iterable[Block]) -> list[Stage]:
         halvings.append((halvings[-1] if halvings else 0) + (block.stride > 1))
     stages = []
     for index, block in enumerate(blocks):
-        names = [block.name]
+        names = [block.name, *block.aliases]
         if index + 1 == len(blocks) or halvings[index + 1] > halvings[index]:
             names.append(f"stage{halvings[index]}")
         if index + 1 == len(blocks):
             names.append("backbone")
         stages.append(Stage(tuple(dict.fromkeys(names)), _variables(block.module)))
     return stages
+
+
+def block_stages(blocks: Iterable[Block]) -> list[Stage]:
+    """A stage per block, under its own names: of what comes after the backbone's first stage."""
+    return [Stage((block.name, *block.aliases), _variables(block.module)) for block in blocks]
 
 
 def part_stage(name: str, module: tf.Module) -> list[Stage]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras
 from google.protobuf import text_format
 
@@ -76,6 +79,25 @@ def test_unknown_extractor_names_the_nearest():
         extractor('type: "ssd_mobilenetv2"')
 
 
+def test_extractor_without_hyperparams_of_its_own():
+    with pytest.raises(UserError, match="override_base_feature_extractor_hyperparams: found false"):
+        extractor("type: 'ssd_inception_v3'")
+
+
+@pytest.mark.parametrize(
+    ("kind", "maps"),
+    [
+        ("ssd_inception_v2", {"Mixed_5c_2_Conv2d_2_3x3_s2_512", "Mixed_5c_2_Conv2d_5_3x3_s2_128"}),
+        ("ssd_inception_v3", {"Mixed_7c_2_Conv2d_3_3x3_s2_512", "Mixed_7c_2_Conv2d_5_3x3_s2_128"}),
+    ],
+)
+def test_maps_on_top_of_inception(kind, maps):
+    built = extractor(f"type: '{kind}' override_base_feature_extractor_hyperparams: true")
+    assert built.num_maps == 6
+    built.neck({level: tf.zeros([1, 2, 2, 1]) for level in built.backbone.levels})
+    assert maps <= {scope.rpartition("/")[2] for scope in weighted_layers(built.neck)}
+
+
 def test_extractor_refuses_what_it_does_not_have():
     with pytest.raises(UserError, match="feature_extractor.fpn"):
         extractor('type: "ssd_mobilenet_v1" fpn {}')
@@ -83,7 +105,12 @@ def test_extractor_refuses_what_it_does_not_have():
         extractor('type: "ssd_mobilenet_v1" num_layers: 7')
 
 
-@pytest.mark.parametrize("kind", sorted(TABLE))
+# MobileDet and MnasFPN have hyperparams of their own; and one of each kind of network is enough.
+_OTHERS = re.compile("mobiledet|mnasfpn|v3_small|minimalistic|edgetpu|embedded|resnet1|efficientnet-b")
+CONFIGURABLE = [kind for kind in sorted(TABLE) if TABLE[kind].defaults and not _OTHERS.search(kind)]
+
+
+@pytest.mark.parametrize("kind", CONFIGURABLE)
 @pytest.mark.parametrize("override", [False, True])
 def test_base_hyperparams(kind, override):
     text = f'type: "{kind}" override_base_feature_extractor_hyperparams: {str(override).lower()}'
@@ -91,21 +118,53 @@ def test_base_hyperparams(kind, override):
     images = np.zeros((1, 32, 32, 3), np.float32)
     built.neck(built.backbone(images))
     first = next(module for module in built.backbone.submodules if hasattr(module, "momentum"))
-    assert first.momentum == (0.5 if override else TABLE[kind].defaults.norm.decay)
-    # Without override, and always in slim's V2 and in EfficientNet-Lite, gamma is learnt; the config's norm has none.
-    always = kind in ("ssd_mobilenet_v2", "ssd_mobilenet_v2_fpn") or "efficientnet_lite" in kind
+    is_slims_resnet = "resnet" in kind and not kind.endswith("keras")
+    assert first.momentum == (0.5 if override and not is_slims_resnet else TABLE[kind].defaults.norm.decay)
+    # Without override, and always in slim's V2, V3 and ResNets and in EfficientNet-Lite, gamma is learnt; the config's
+    # norm has none.
+    slim = ("ssd_mobilenet_v2", "ssd_mobilenet_v2_fpn", "ssd_mobilenet_v3_large")
+    always = kind in slim or "efficientnet_lite" in kind or is_slims_resnet
     assert first.scale == (not override or always)
-    extra = next(module for module in built.neck.submodules if hasattr(module, "momentum"))
-    assert extra.momentum == 0.5 and not extra.scale
+    if not kind.endswith("_ppn"):  # which has no norm in its neck
+        extra = next(module for module in built.neck.submodules if hasattr(module, "momentum"))
+        assert extra.momentum == 0.5 and not extra.scale
+
+
+@pytest.mark.parametrize("kind", ["ssd_mobiledet_gpu", "ssd_mobilenet_v2_mnasfpn"])
+def test_hyperparams_that_no_config_changes(kind, caplog):
+    text = "override_base_feature_extractor_hyperparams: true conv_hyperparams { batch_norm { decay: 0.5 } }"
+    built = extractor(f'type: "{kind}" depth_multiplier: 0.1 {text}', freeze_batchnorm=True)
+    assert f"has no effect on {kind}" in caplog.text
+    parts = [built.backbone, built.neck] if kind.endswith("mnasfpn") else [built.backbone]
+    norms = [module for part in parts for module in part.submodules if hasattr(module, "momentum")]
+    assert len(norms) >= 50
+    assert {(norm.momentum, norm.epsilon, norm.keeps_statistics) for norm in norms} == {(0.99, 0.01, True)}
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ('type: "ssd_mobilenet_v1_fpn" bifpn {}', "bifpn: ssd_mobilenet_v1_fpn has a plain feature pyramid"),
+        ('type: "ssd_efficientnet-b0_bifpn_keras" fpn {}', "fpn: .* has a bidirectional feature pyramid"),
+        ('type: "ssd_efficientnet-b0_bifpn_keras" bifpn { min_level: 0 }', "found min_level 0 and max_level 7"),
+        ('type: "ssd_efficientnet-b0_bifpn_keras" bifpn { min_level: 6 }', "found min_level 6 and max_level 7"),
+        ('type: "ssd_efficientnet-b0_bifpn_keras" bifpn { max_level: 3 }', "found min_level 3 and max_level 3"),
+        ('type: "ssd_efficientnet-b0_bifpn_keras" bifpn { num_filters: 0 }', "num_filters: found 0"),
+        ('type: "ssd_efficientnet-b0_bifpn_keras" bifpn { combine_method: "fast_attn" }',
+         "combine_method: found 'fast_attn'.*nearest: fast_attention"),
+        ('type: "ssd_efficientnet-b0_bifpn_keras" num_layers: 6', "num_layers: found 6.*bifpn, 3 to 7"),
+        ('type: "ssd_efficientnet-b0_bifpn_keras" use_explicit_padding: true', "use_explicit_padding: found true"),
+        ('type: "ssd_efficientnet-b0_bifpn_keras" override_base_feature_extractor_hyperparams: true',
+         "override_base_feature_extractor_hyperparams: found true"),
         ('type: "ssd_mobilenet_v1_fpn" num_layers: 6', "num_layers: found 6.*fpn, 3 to 7"),
         ('type: "ssd_mobilenet_v1_fpn" fpn { min_level: 1 }', "found min_level 1 and max_level 7"),
         ('type: "ssd_mobilenet_v1_fpn" fpn { min_level: 5 max_level: 4 }', "found min_level 5 and max_level 4"),
+        ('type: "ssd_mobilenet_v1_ppn" fpn {}', "fpn: ssd_mobilenet_v1_ppn has no feature pyramid"),
+        ('type: "ssd_mobilenet_v1_ppn" num_layers: 0', "num_layers: found 0, expected at least 1"),
+        ('type: "ssd_mobilenet_v2_mnasfpn" fpn {}', "found min_level 3 and max_level 7, expected 3 and 6"),
+        ('type: "ssd_mobilenet_v2_mnasfpn" bifpn {}', "bifpn: ssd_mobilenet_v2_mnasfpn has MnasFPN"),
+        ('type: "ssd_mobilenet_v2_mnasfpn" num_layers: 6', "num_layers: found 6, but .* has 4 feature maps"),
+        ('type: "embedded_ssd_mobilenet_v1" num_layers: 6', "num_layers: found 6, expected 1 to 5"),
     ],
 )
 def test_pyramids_that_cannot_be(text, message):
@@ -122,6 +181,27 @@ def test_levels_of_a_pyramid(low, high, last):
     assert [features.shape[1] for features in maps] == [128 // 2**level for level in range(low, high + 1)]
     assert built.num_maps == len(maps) and {features.shape[3] for features in maps} == {25}
     assert list(weighted_layers(built.backbone))[-1] == f"FeatureExtractor/MobilenetV1/{last}/BatchNorm"
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "filters", "last", "method"),
+    [
+        ("b0", "", 64, "node_25/3_up_lvl_7", "fast_attention"),
+        ("b0", "bifpn { num_iterations: 1 }", 64, "node_09/1_up_lvl_7", "fast_attention"),
+        ("b6", "", 384, "node_65/8_up_lvl_7", "sum"),
+        # A message that is there says fast_attention unless it says something else.
+        ("b6", "bifpn { num_iterations: 1 num_filters: 16 max_level: 5 } min_depth: 24", 24, "node_03/1_up_lvl_5",
+         "fast_attention"),
+    ],
+)  # fmt: skip
+def test_a_bifpn_is_the_versions_unless_the_config_says_otherwise(kind, text, filters, last, method):
+    built = extractor(f'type: "ssd_efficientnet-{kind}_bifpn_keras" {text}')
+    maps = built.neck({level: tf.zeros([1, 64 // 2**i, 64 // 2**i, 8]) for i, level in enumerate(built.neck.levels)})
+    assert {features.shape[3] for features in maps} == {filters} and len(maps) == built.num_maps
+    layers = weighted_layers(built.neck)
+    smooth = [scope for scope in layers if scope.endswith("separable_conv")]
+    assert smooth[-1] == f"FeatureExtractor/Efficientnet{kind.upper()}/bifpn/{last}/post_combine/separable_conv"
+    assert any(scope.endswith("/combine") for scope in layers) == (method != "sum")
 
 
 def test_only_tf1s_fpnlite_has_a_narrow_last_convolution():

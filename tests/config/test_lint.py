@@ -264,6 +264,8 @@ def test_set_but_not_honoured_is_an_error_unless_allowed(findings, override, pat
     (error,) = [finding for finding in findings(override) if finding.unhonoured]
     assert (error.severity, error.path) == (ERROR, path)
     assert "not honoured" in error.message and "--allow_unhonoured" in error.hint
+    if path == "graph_rewriter":
+        assert "quantisation-aware training" in error.message and "remove graph_rewriter" in error.hint
     allowed = findings(override, allow_unhonoured=True)
     (warning,) = [finding for finding in allowed if finding.unhonoured]
     assert warning.severity == WARNING and "left out" in warning.hint
@@ -286,10 +288,8 @@ def test_without_unhonoured_clears_what_it_names_and_nothing_else(folder):
 @pytest.mark.parametrize(
     "override, supported",
     [
-        ("model.faster_rcnn={}", "ssd"),
-        ("model.ssd.box_predictor={rfcn_box_predictor {}}", "convolutional_box_predictor"),
+        ("model.experimental_model={}", "ssd"),
         ("model.ssd.loss.classification_loss={weighted_dice_classification_loss {}}", "weighted_sigmoid"),
-        ("model.ssd.feature_extractor.bifpn={}", "fpn"),
         ("train_input_reader.external_input_reader={}", "tf_record_input_reader"),
     ],
 )

@@ -17,7 +17,16 @@ from od_finetune.errors import UserError
 from od_finetune.export import checkpoint_tf2
 
 SSD = "tf2_ssd_mobilenet_v2_320x320_coco17_tpu-8"
-PYRAMIDS = ["tf2_ssd_mobilenet_v2_fpnlite_320x320_coco17_tpu-8", "tf2_ssd_mobilenet_v1_fpn_640x640_coco17_tpu-8"]
+PYRAMIDS = [
+    "tf2_ssd_mobilenet_v2_fpnlite_320x320_coco17_tpu-8",
+    "tf2_ssd_mobilenet_v1_fpn_640x640_coco17_tpu-8",
+    "tf2_ssd_resnet50_v1_fpn_640x640_coco17_tpu-8",
+]
+TWO_STAGES = [
+    "tf2_faster_rcnn_resnet50_v1_640x640_coco17_tpu-8",
+    "tf2_faster_rcnn_resnet50_v1_fpn_640x640_coco17_tpu-8",
+    "tf2_mask_rcnn_inception_resnet_v2_1024x1024_coco17_gpu-8",
+]
 
 
 class Golden:
@@ -43,7 +52,7 @@ class Golden:
 
 
 @pytest.fixture(
-    scope="module", params=[SSD, *(pytest.param(name, marks=pytest.mark.slow) for name in PYRAMIDS)]
+    scope="module", params=[SSD, *(pytest.param(name, marks=pytest.mark.slow) for name in PYRAMIDS + TWO_STAGES)]
 )
 def golden(request, shared, tmp_path_factory):
     return Golden(shared / "reference" / "goldens" / request.param, tmp_path_factory.mktemp("golden"))

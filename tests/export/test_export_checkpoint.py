@@ -244,6 +244,7 @@ def test_config_for_an_installation():
     "overrides, said",
     [
         ([f"{EXTRACTOR}.type=ssd_unheard_of"], "'ssd_unheard_of' has no counterpart in the TF2 half"),
+        ([f"{EXTRACTOR}.type=ssd_mobiledet_dsp"], "'ssd_mobiledet_dsp' has no counterpart in the TF2 half"),
         ([f"{EXTRACTOR}.num_layers=1"], "num_layers: found 1; an installation of the OD API would look for layers"),
         ([*PYRAMID, f"{EXTRACTOR}.fpn.max_level=4"], "fpn.max_level: found 4; an installation"),
     ],

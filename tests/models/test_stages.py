@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from goldens import everyday
 
 from od_finetune.config import pipeline
 from od_finetune.config.detector import build_detector
@@ -12,6 +13,12 @@ STAGES = {
     "ssd_mobilenet_v2": [f"layer_{i}" for i in range(1, 20)],
     "ssd_efficientnet_lite0": ["stem", *(f"block_{i}" for i in range(16)), "top"],
 }
+STAGES["ssd_mobilenet_v3_small"] = [f"layer_{i}" for i in range(1, 14)]
+STAGES["ssd_mobiledet_gpu"] = [
+    *("Conv", "TuckerConv", "FusedConv", "TuckerConv_1", "TuckerConv_2", "TuckerConv_3"),
+    *(f"FusedConv_{i}" for i in range(1, 17)),
+    "IBN",
+]
 STAGES["ssd_mobilenet_v1_fpn"] = STAGES["ssd_mobilenet_v1"]
 STAGES["ssd_mobilenet_v2_fpn_keras"] = STAGES["ssd_mobilenet_v2"]
 STAGES["ssd_efficientnet_lite0_fpn"] = STAGES["ssd_efficientnet_lite0"][:-1]
@@ -23,7 +30,11 @@ FPN = (
 )
 
 
-@pytest.mark.parametrize("kind", STAGES)
+# One of each family; the others run with -m slow.
+EVERYDAY = {"ssd_mobilenet_v1", "ssd_mobilenet_v2_fpn_keras", "ssd_efficientnet_lite0", "ssd_mobiledet_gpu"}
+
+
+@pytest.mark.parametrize("kind", everyday(STAGES, EVERYDAY))
 def test_every_variable_belongs_to_one_stage_in_the_order_of_the_network(tiny_config, kind):
     overrides = FPN if "_fpn" in kind else ()
     config = pipeline.load(tiny_config, [f"model.ssd.feature_extractor.type={kind}", *overrides])

@@ -7,40 +7,19 @@ which a fine-tuning does without.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import tensorflow as tf
 import tf_keras
 
 from od_finetune.models.backbones import spellings
+from od_finetune.models.backbones.efficientnet import STAGES, STEM, TOP
 from od_finetune.models.backbones.mobilenet_v2 import InvertedResidual, divisible
 from od_finetune.models.layers import BatchNorm, ConvHyperparams, ConvUnit
 from od_finetune.models.stages import Block
 from od_finetune.names import Rules, Vocabulary
 
-
-class _Stage(NamedTuple):
-    """Inverted residuals of one width; the first of them has the stride."""
-
-    kernel_size: int
-    stride: int
-    expansion: int
-    filters: int
-    repeats: int
-
-
-_STAGES = (
-    _Stage(3, 1, 1, 16, 1),
-    _Stage(3, 2, 6, 24, 2),
-    _Stage(5, 2, 6, 40, 2),
-    _Stage(3, 2, 6, 80, 3),
-    _Stage(5, 1, 6, 112, 3),
-    _Stage(5, 2, 6, 192, 4),
-    _Stage(3, 1, 6, 320, 1),
-)
-_STEM, _TOP = 32, 1280
 # (stage, position in it) of every block, in order
-_PLACES = tuple((stage, i) for stage, entry in enumerate(_STAGES) for i in range(entry.repeats))
+_PLACES = tuple((stage, i) for stage, entry in enumerate(STAGES) for i in range(entry.repeats))
 NUM_BLOCKS = len(_PLACES)
 
 SCOPE = "EfficientnetLite0"  # the end of the canonical scope
@@ -61,7 +40,7 @@ def _layers(
     """Every convolution of the network; `names(block 0 to 15, role)` of a block's convolution and its norm."""
     layers = [spellings.Layer(f"{SCOPE}/stem", *stem), spellings.Layer(f"{SCOPE}/top", *top)]
     for block, (stage, _) in enumerate(_PLACES):
-        for role in ("expand", "depthwise", "project")[_STAGES[stage].expansion == 1 :]:
+        for role in ("expand", "depthwise", "project")[STAGES[stage].expansion == 1 :]:
             layers.append(spellings.Layer(f"{SCOPE}/block_{block}/{role}", *names(block, role)))
     return layers
 
@@ -75,7 +54,7 @@ def _efficientdet(block: int, role: str) -> tuple[str, str]:
 
 def _tpu(block: int, role: str) -> tuple[str, str]:
     """As TensorFlow's published checkpoints of the family do: layers of one kind in a block count up."""
-    scope, expands = f"efficientnet-lite0/blocks_{block}", _STAGES[_PLACES[block][0]].expansion > 1
+    scope, expands = f"efficientnet-lite0/blocks_{block}", STAGES[_PLACES[block][0]].expansion > 1
     position = ("expand", "depthwise", "project").index(role) - (not expands)
     conv = {"expand": "conv2d", "depthwise": "depthwise_conv2d", "project": "conv2d_1" if expands else "conv2d"}[role]
     return f"{scope}/{conv}", f"{scope}/tpu_batch_normalization" + (f"_{position}" if position else "")
@@ -88,7 +67,7 @@ def _efficientnet_pytorch(block: int, role: str) -> tuple[str, str]:
 
 def _timm(block: int, role: str) -> tuple[str, str]:
     stage, position = _PLACES[block]
-    expands = _STAGES[stage].expansion > 1
+    expands = STAGES[stage].expansion > 1
     convs = {"expand": "conv_pw", "depthwise": "conv_dw", "project": "conv_pwl" if expands else "conv_pw"}
     number = ("expand", "depthwise", "project").index(role) + expands
     return f"blocks.{stage}.{position}.{convs[role]}", f"blocks.{stage}.{position}.bn{number}"
@@ -163,11 +142,11 @@ class EfficientNetLite0(tf.Module):
         def depth(filters: int) -> int:
             return divisible(filters * depth_multiplier, minimum=min_depth)
 
-        channels = depth(_STEM)
+        channels = depth(STEM)
         self._stem = ConvUnit(f"{scope}/stem", hyperparams, channels, 3, 2, explicit_padding)
         self._blocks: list[InvertedResidual] = []
         for block, (stage, _) in enumerate(_PLACES[: _blocks_needed(levels)]):
-            entry, filters = _STAGES[stage], depth(_STAGES[stage].filters)
+            entry, filters = STAGES[stage], depth(STAGES[stage].filters)
             self._blocks.append(
                 InvertedResidual(
                     f"{scope}/block_{block}",
@@ -181,7 +160,7 @@ class EfficientNetLite0(tf.Module):
                 )
             )
             channels = filters
-        self._top = ConvUnit(f"{scope}/top", hyperparams, depth(_TOP)) if "top" in levels else None
+        self._top = ConvUnit(f"{scope}/top", hyperparams, depth(TOP)) if "top" in levels else None
 
     def blocks(self) -> list[Block]:
         """`stem`, `block_<n>`, `top`."""
@@ -203,7 +182,7 @@ class EfficientNetLite0(tf.Module):
 
 def _stride(block: int) -> int:
     stage, position = _PLACES[block]
-    return 1 if position else _STAGES[stage].stride
+    return 1 if position else STAGES[stage].stride
 
 
 def _blocks_needed(levels: tuple[str, ...]) -> int:

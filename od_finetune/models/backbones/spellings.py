@@ -32,7 +32,7 @@ MXNET: Rules = [(pattern, replacement.replace(".", "_")) for pattern, replacemen
 
 # Where tf-models-official's checkpoints have a backbone: its own checkpoint items, a training's (of a detector, of a
 # classifier), a backbone alone.
-_TF_VISION_ROOTS = ("backbone/", "model/backbone/", "model/_backbone/", "model/layer_with_weights-0/", "model/", "")
+TF_VISION_ROOTS = ("backbone/", "model/backbone/", "model/_backbone/", "model/layer_with_weights-0/", "model/", "")
 
 
 class Layer(NamedTuple):
@@ -61,4 +61,4 @@ def vocabulary(
 
 def tf_vision(layers: Callable[[str], Iterable[Layer]]) -> tuple[Vocabulary, ...]:
     """The vocabularies of tf-models-official's vision checkpoints, by object path; `layers` makes them of a root."""
-    return tuple(vocabulary("TF-Vision", layers(root), KERAS, 1e-3) for root in _TF_VISION_ROOTS)
+    return tuple(vocabulary("TF-Vision", layers(root), KERAS, 1e-3) for root in TF_VISION_ROOTS)

@@ -13,6 +13,7 @@ from od_finetune.boxes.anchors import AnchorGenerator
 from od_finetune.boxes.postprocess import Postprocessor, true_window
 from od_finetune.boxes.ssd_loss import LossParts, SsdLossOptions, ssd_loss
 from od_finetune.boxes.targets import TargetAssigner
+from od_finetune.errors import UserError
 from od_finetune.models import layers, stages
 from od_finetune.models.image_resizers import Resizer
 from od_finetune.models.normalization import SYMMETRIC, Normalization
@@ -187,8 +188,18 @@ class SSD(tf.Module):
         return {name: apply_rules(name, self._rules[self.part(name)] + _TF2_LEAVES) for name in self.named_variables()}
 
     def tf2_objects(self) -> fields.ObjectTree:
-        """The detector's node in the object graph of the OD API's TF2 checkpoints."""
+        """The detector's node in the object graph of the OD API's TF2 checkpoints.
+
+        Raises:
+          UserError: the OD API's TF2 half has no such detector.
+        """
         self.build()
+        for part in (self.backbone, self.neck, self.head):
+            if not hasattr(part, "tf2_objects"):
+                raise UserError(
+                    f"the OD API's TF2 half has no {type(part).__name__}, so there is no object graph for this "
+                    "detector; write a TF1 checkpoint instead"
+                )
         return {
             "_groundtruth_lists": {},
             "_box_predictor": self.head.tf2_objects(),

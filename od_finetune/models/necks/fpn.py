@@ -1,4 +1,4 @@
-"""Feature pyramid (Lin et al. 2017, arXiv:1612.03144) as the OD API builds it on its MobileNets."""
+"""Feature pyramid (Lin et al. 2017, arXiv:1612.03144) as the OD API builds it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FINEST_LEVEL, COARSEST_LEVEL = 2, 5
 def tf2_rules(use_depthwise: bool) -> Rules:
     """Canonical name -> full name in the OD API's TF2 checkpoints, without the extractor's own scope in front."""
     kind = "depthwise_conv" if use_depthwise else "conv"
-    fpn, top_down = r"^FeatureExtractor/\w+/fpn", "FeatureMaps/top_down"
+    fpn, top_down = r"^\w+/\w+/fpn", "FeatureMaps/top_down"
     return [
         (rf"{fpn}/(projection_\d+)/", rf"{top_down}/\1/"),
         (rf"{fpn}/(smoothing_\d+)/BatchNorm/", rf"{top_down}/\1_batchnorm/"),
@@ -37,12 +37,14 @@ class FeaturePyramid(tf.Module):
       levels: names of the backbone's levels, finest first, each at half the resolution of the one before.
       depth: channels of every map.
       coarser: how many maps follow that are coarser than the last level.
-      last_layer: number of the backbone's last layer; the coarser maps are named `bottom_up_Conv2d_<the next>` on.
+      last_layer: number of the backbone's last layer, from which the names of the coarser maps count on.
+      layer_name: what the backbone calls its layers, `Conv2d_` for `bottom_up_Conv2d_<the next number>`.
       explicit_padding: see `layers.fixed_padding`.
       use_depthwise: 3x3 convolutions are separable (FPNLite).
       pass_smoothed: the next finer level takes the smoothed map, as in the OD API's TF2 half, not the sum before it,
         as in the paper and TF1.
       tf2_lists: lists without variables that the OD API's TF2 extractor holds first.
+      tf2_blocks: the list of its backbone's levels, after them.
     """
 
     def __init__(
@@ -57,10 +59,12 @@ class FeaturePyramid(tf.Module):
         use_depthwise: bool = False,
         pass_smoothed: bool = False,
         tf2_lists: tuple[str, ...] = (),
+        layer_name: str = "Conv2d_",
+        tf2_blocks: str = "_feature_blocks",
     ):
         super().__init__()
         self._levels = tuple(levels)
-        self._tf2_lists = tf2_lists
+        self._tf2_lists = (*tf2_lists, tf2_blocks)
         self._pass_smoothed = pass_smoothed
 
         def conv3x3(name: str, stride: int) -> ConvUnit:
@@ -74,7 +78,7 @@ class FeaturePyramid(tf.Module):
         self._top = projection(len(levels))
         # One pair per finer level, coarsest first.
         self._down = [(projection(n), conv3x3(f"smoothing_{n}", 1)) for n in range(len(levels) - 1, 0, -1)]
-        self._up = [conv3x3(f"bottom_up_Conv2d_{last_layer + n}", 2) for n in range(1, coarser + 1)]
+        self._up = [conv3x3(f"bottom_up_{layer_name}{last_layer + n}", 2) for n in range(1, coarser + 1)]
 
     def tf2_objects(self, backbone: ObjectTree) -> ObjectTree:
         """The OD API's TF2 extractor, `backbone` in it, in the object graph of its checkpoints."""
@@ -83,7 +87,6 @@ class FeaturePyramid(tf.Module):
         cut: list[list[ObjectTree]] = [[{}] * smooth.explicit_padding for _, smooth in self._down]
         return {
             **{name: {} for name in self._tf2_lists},
-            "_feature_blocks": {},
             "_coarse_feature_layers": listed(listed(unit(up)) for up in self._up),
             "classification_backbone": backbone,
             "_fpn_features_generator": {
@@ -93,6 +96,16 @@ class FeaturePyramid(tf.Module):
                 "reshape_blocks": listed(map(listed, cut)),
                 "conv_layers": listed(listed(unit(smooth)) for _, smooth in self._down),
             },
+        }
+
+    def tf2_model(self, backbone: ObjectTree) -> ObjectTree:
+        """The same as the node of a two-stage detector's first stage: a Keras model of its own."""
+        own = self.tf2_objects({})
+        return {
+            "classification_backbone": backbone,
+            "fpn_features_generator": own["_fpn_features_generator"],
+            "coarse_feature_layers": own["_coarse_feature_layers"],
+            "_resnet_block_names": {},
         }
 
     def __call__(self, features: dict[str, tf.Tensor], training: bool = False) -> list[tf.Tensor]:

@@ -16,10 +16,13 @@ class FeatureMap(NamedTuple):
 
     level: str = ""  # name of a backbone level; empty: a new map
     depth: int = 0  # channels of a new map, before depth_multiplier
+    kernel_size: int = 3  # of the convolution at stride 2 that makes it
 
 
 # What the MobileNet extractors of the OD API append to two levels of the backbone.
 SSD_EXTRA_MAPS = (FeatureMap(depth=512), FeatureMap(depth=256), FeatureMap(depth=256), FeatureMap(depth=128))
+# The embedded one's last kernel is no larger than the 2x2 map that it reads (of a 256x256 image).
+EMBEDDED_EXTRA_MAPS = (FeatureMap(depth=512), FeatureMap(depth=256), FeatureMap(depth=256, kernel_size=2))
 
 # Canonical name -> full name in the OD API's TF2 checkpoints, without the extractor's own scope in front.
 TF2_RULES = [
@@ -31,7 +34,7 @@ TF2_RULES = [
 
 
 class MultiResolutionFeatureMaps(tf.Module):
-    """A new map is a 1x1 convolution to half its depth, then a 3x3 one at stride 2 to its depth.
+    """A new map is a 1x1 convolution to half its depth, then a 3x3 (or other) one at stride 2 to its depth.
 
     Args:
       scope: canonical scope, e.g. `FeatureExtractor/MobilenetV2`.
@@ -63,18 +66,18 @@ class MultiResolutionFeatureMaps(tf.Module):
             return max(int(depth * depth_multiplier), min_depth)
 
         base = ""
-        for index, (level, depth) in enumerate(layout):
+        for index, (level, depth, kernel_size) in enumerate(layout):
             if level:
                 base = level.replace("/", "_")
                 continue
             squeeze, final = scaled(depth / 2), scaled(depth)
-            name = f"{scope}/{base}_2_Conv2d_{index}_3x3_s2_{final}"
+            name = f"{scope}/{base}_2_Conv2d_{index}_{kernel_size}x{kernel_size}_s2_{final}"
             units = [ConvUnit(f"{scope}/{base}_1_Conv2d_{index}_1x1_{squeeze}", hyperparams, squeeze)]
             if use_depthwise:
-                units.append(ConvUnit(f"{name}_depthwise", hyperparams, None, 3, 2, explicit_padding))
+                units.append(ConvUnit(f"{name}_depthwise", hyperparams, None, kernel_size, 2, explicit_padding))
                 units.append(ConvUnit(name, hyperparams, final))
             else:
-                units.append(ConvUnit(name, hyperparams, final, 3, 2, explicit_padding))
+                units.append(ConvUnit(name, hyperparams, final, kernel_size, 2, explicit_padding))
             self._new.append(units)
 
     def tf2_objects(self, backbone: ObjectTree) -> ObjectTree:

@@ -1,0 +1,80 @@
+"""faster_rcnn message -> detector, and the errors on the way."""
+
+from __future__ import annotations
+
+import pytest
+import two_stage
+from google.protobuf import text_format
+
+from od_finetune.config import lint
+from od_finetune.config.kinds import KINDS, model_of
+from od_finetune.config.lint_checks import _RANGES
+from od_finetune.config.lint_parts import PARTS
+from od_finetune.errors import UserError
+from od_finetune.protos.pipeline_pb2 import TrainEvalPipelineConfig
+
+STANDARD = "mask_rcnn_box_predictor"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("num_classes", 0, "num_classes: found 0"),
+        ("number_of_stages", 4, "number_of_stages: found 4, expected 1, 2 or 3"),
+        ("feature_extractor", 'type: "faster_rcnn_resnet34"', "type: found 'faster_rcnn_resnet34', expected one of"),
+        ("feature_extractor", "first_stage_features_stride: 12", "stride: found 12, expected 8 or 16"),
+        ("feature_extractor", "fpn { }", "faster_rcnn_resnet50 has no feature pyramid"),
+        ("feature_extractor", "pad_to_multiple: 32", "does not pad its images"),
+        ("feature_extractor", "conv_hyperparams { }", "set it, or remove conv_hyperparams"),
+        ("feature_extractor", "override_base_feature_extractor_hyperparams: true", "there are no conv_hyperparams"),
+        ("first_stage_anchor_generator", "multiscale_anchor_generator { aspect_ratios: 1 }", "makes anchors for 5"),
+        ("first_stage_max_proposals", 0, "first_stage_max_proposals: found 0"),
+        ("first_stage_nms_iou_threshold", 1.5, "first_stage_nms_iou_threshold: found 1.5"),
+        ("first_stage_minibatch_size", 0, "first_stage_minibatch_size: found 0"),
+        ("second_stage_balance_fraction", 2.0, "second_stage_balance_fraction: found 2"),
+        ("initial_crop_size", 0, "initial_crop_size: found 0"),
+        ("maxpool_kernel_size", 5, "maxpool_kernel_size: found 5, expected at most initial_crop_size, 4"),
+        ("second_stage_box_predictor", "convolutional_box_predictor { }", "found convolutional_box_predictor"),
+        ("second_stage_box_predictor", f"{STANDARD} {{ box_code_size: 5 }}", "box_code_size: found 5, expected 4"),
+        ("second_stage_box_predictor", f"{STANDARD} {{ fc_hyperparams {{ op: CONV }} }}", "op: found CONV"),
+        ("second_stage_box_predictor", f"{STANDARD} {{ fc_hyperparams {{ batch_norm {{ }} }} }}", "have no norm"),
+        ("second_stage_classification_loss", "bootstrapped_sigmoid { alpha: 1 }", "found bootstrapped_sigmoid"),
+    ],
+)
+def test_what_cannot_be(field, value, message):
+    with pytest.raises(UserError, match=message):
+        two_stage.tiny(**{field: value})
+
+
+def config(**model: object) -> TrainEvalPipelineConfig:
+    text = f"model {{ faster_rcnn {{ {two_stage.TEXT} }} }}"
+    parsed = text_format.Parse(text, TrainEvalPipelineConfig())
+    for name, value in model.items():
+        setattr(parsed.model.faster_rcnn, name, value)
+    return parsed
+
+
+def test_lint_finds_several_errors_at_once():
+    found = lint.lint(config(maxpool_stride=0, first_stage_max_proposals=0, first_stage_minibatch_size=0), use=())
+    errors = {finding.path for finding in found if finding.severity == lint.ERROR}
+    assert errors == {f"model.faster_rcnn.{name}" for name in (
+        "maxpool_stride", "first_stage_max_proposals", "first_stage_minibatch_size")}  # fmt: skip
+
+
+def test_lint_has_nothing_against_a_sound_model():
+    assert [finding.text() for finding in lint.lint(config(), use=()) if finding.severity == lint.ERROR] == []
+
+
+def test_every_kind_of_model_is_in_each_table():
+    assert set(KINDS) == set(PARTS) == set(_RANGES)
+
+
+def test_what_is_asked_about_any_model():
+    model = model_of(config())
+    assert model.path == "model.faster_rcnn" and model.feature_extractor.type == two_stage.KIND
+    assert model.has_softmax and not model.predicts_probabilities and not model.kind.dense
+    sigmoid = config()
+    sigmoid.model.faster_rcnn.second_stage_classification_loss.weighted_sigmoid.SetInParent()
+    assert not model_of(sigmoid).has_softmax
+    with pytest.raises(UserError, match="model: found nothing"):
+        model_of(TrainEvalPipelineConfig())

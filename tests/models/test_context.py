@@ -1,0 +1,139 @@
+"""Attention of regions to a bank of features and to each other."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import two_stage
+from google.protobuf import text_format
+
+from od_finetune import fields
+from od_finetune.config import roi_heads
+from od_finetune.errors import UserError
+from od_finetune.fields import ContextBank
+from od_finetune.models.heads.context import ContextAttention, ContextOptions
+from od_finetune.models.layers import named_variables
+from od_finetune.protos import faster_rcnn_pb2
+
+OPTIONS = ContextOptions(context_feature_length=5, attention_bottleneck_dimension=4)
+RANDOM = np.random.RandomState(0)
+FEATURES = RANDOM.normal(size=(6, 2, 2, 3)).astype(np.float32)  # 2 images, 3 regions of each
+BANK = RANDOM.normal(size=(2, 7, 5)).astype(np.float32)
+
+
+def attention(**options: object) -> ContextAttention:
+    module = ContextAttention(OPTIONS._replace(**options))
+    module(FEATURES, tf.constant([3, 3]), module.empty_bank(tf.constant(2)), False)
+    for index, variable in enumerate(named_variables(module).values()):
+        drawn = np.random.RandomState(index).normal(size=variable.shape)
+        variable.assign(np.abs(drawn) if len(variable.shape) == 1 else drawn)
+    return module
+
+
+def bank(size: tuple[int, int] = (7, 7), values: np.ndarray = BANK) -> ContextBank:
+    return ContextBank(tf.constant(values), tf.constant(size))
+
+
+def names(**options: object) -> list[str]:
+    return list(dict.fromkeys(name.split("/weights")[0] for name in named_variables(attention(**options))
+                              if name.endswith("weights")))  # fmt: skip
+
+
+def test_names_are_those_of_tf1():
+    block = "AttentionBlock0_AttentionLayer0/fully_connected"
+    assert names() == [block, f"{block}_1", f"{block}_2", "fully_connected"]
+    every = names(use_self_attention=True, num_attention_heads=2)
+    assert [name for name in every if "/" not in name] == ["fully_connected", "fully_connected_1", "fully_connected_2"]
+    assert every[0] == "SelfAttentionBlock/fully_connected"
+    assert "AttentionBlock1_AttentionLayer0/fully_connected_2" in every
+
+
+def project(module: ContextAttention, scope: str, inputs: np.ndarray) -> np.ndarray:
+    values = {name.removeprefix(f"{scope}/"): variable.numpy() for name, variable in named_variables(module).items()
+              if name.startswith(f"{scope}/")}  # fmt: skip
+    norm = {leaf: values[f"BatchNorm/{leaf}"] for leaf in ("gamma", "beta", "moving_mean", "moving_variance")}
+    centred = (inputs @ values["weights"] - norm["moving_mean"]) / np.sqrt(norm["moving_variance"] + 1e-3)
+    return np.clip(centred * norm["gamma"] + norm["beta"], 0, 6)
+
+
+def test_attention_by_hand():
+    module = attention(attention_temperature=0.5)
+    found = module(FEATURES, tf.constant([3, 3]), bank(), False).numpy().reshape(2, 3, 3)
+    block = "AttentionBlock0_AttentionLayer0/fully_connected"
+    means = FEATURES.mean(axis=(1, 2)).reshape(2, 3, 3)
+
+    def unit(scope: str, inputs: np.ndarray) -> np.ndarray:
+        projected = project(module, scope, inputs)
+        return projected / np.maximum(np.linalg.norm(projected, axis=-1, keepdims=True), 1e-6)
+
+    queries, keys, values = unit(block, means), unit(f"{block}_1", BANK), unit(f"{block}_2", BANK)
+    weights = np.exp(queries @ keys.transpose(0, 2, 1) / 0.5)
+    weights /= weights.sum(axis=-1, keepdims=True)
+    expected = 2 * means + project(module, "fully_connected", weights @ values)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("in_sequence", [False, True])
+def test_padding_changes_nothing(in_sequence: bool):
+    module = attention(use_self_attention=True, self_attention_in_sequence=in_sequence)
+    count = tf.constant([2, 3])
+    expected = module(FEATURES, count, bank((4, 7)), False).numpy().reshape(2, 3, 3)
+    features, values = FEATURES.copy(), BANK.copy()
+    features[2], values[0, 4:] = 9.0, 9.0  # the padding of the first image
+    found = module(features, count, bank((4, 7), values), False).numpy().reshape(2, 3, 3)
+    np.testing.assert_allclose(found[0, :2], expected[0, :2], rtol=1e-5)
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-5)
+    values[0, 0] = 9.0
+    changed = module(FEATURES, count, bank((4, 7), values), False).numpy().reshape(2, 3, 3)
+    assert np.abs(changed[0, :2] - expected[0, :2]).max() > 1e-4
+
+
+def test_more_than_the_maximum_is_cut_off():
+    module = attention(max_num_context_features=4)
+    count = tf.constant([3, 3])
+    np.testing.assert_array_equal(module(FEATURES, count, bank(), False),
+                                  module(FEATURES, count, bank((4, 4), BANK[:, :4]), False))  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("use_long_term_attention: false", "both use_self_attention and use_long_term_attention are false"),
+    ("attention_position: ATTENTION_DEFAULT", "attention_position: found ATTENTION_DEFAULT"),
+    ("num_attention_heads: 0", "num_attention_heads: found 0, expected more than 0"),
+])  # fmt: skip
+def test_contexts_that_cannot_be(text: str, message: str):
+    proto = text_format.Parse(f"context_config {{ {text} }}", faster_rcnn_pb2.FasterRcnn())
+    with pytest.raises(UserError, match=message):
+        roi_heads.build_context(proto)
+
+
+def test_no_context_without_a_message():
+    assert roi_heads.build_context(faster_rcnn_pb2.FasterRcnn()) is None
+
+
+def test_regions_of_a_detector_see_the_bank():
+    detector = two_stage.tiny(context_config="attention_bottleneck_dimension: 4 context_feature_length: 5 "
+                              "attention_temperature: 1.0")  # fmt: skip
+    variables = detector.named_variables()
+    assert {detector.part(name) for name in variables if "fully_connected" in name} == {"head"}
+    images = tf.constant(RANDOM.normal(size=(2, 64, 64, 3)).astype(np.float32))
+    shapes = tf.constant([[64, 64, 3]] * 2)
+
+    @tf.function(autograph=False)
+    def classes(seen: ContextBank | None) -> tf.Tensor:
+        return detector.predict(images, shapes, context=seen)[fields.CLASS_PREDICTIONS]
+
+    empty = classes(None)
+    np.testing.assert_allclose(classes(bank((0, 0))), empty, rtol=1e-5, atol=1e-6)
+    assert np.abs(classes(bank()) - empty).max() > 1e-5
+
+    keys = variables["AttentionBlock0_AttentionLayer0/fully_connected_1/weights"]
+
+    @tf.function(autograph=False)
+    def gradient(seen: ContextBank) -> tf.Tensor:
+        with tf.GradientTape() as tape:
+            predictions = detector.predict(images, shapes, training=True, context=seen)
+            loss = tf.add_n(list(detector.losses(predictions, two_stage.groundtruth()).values()))
+        return tape.gradient(loss, keys)
+
+    assert np.abs(gradient(bank())).max() > 0

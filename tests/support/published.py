@@ -1,0 +1,78 @@
+"""The published configs (`shared/reference/configs`, and those of the goldens), and how to make one small."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from od_finetune import fields
+from od_finetune.config import pipeline
+from od_finetune.protos import image_resizer_pb2, model_pb2
+from od_finetune.protos.pipeline_pb2 import TrainEvalPipelineConfig
+from od_finetune.training import probe
+
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+SIDE = 128  # of a small config's images
+
+
+def configs() -> dict[str, Path]:
+    """Path by name, `tf1_ssd_mobilenet_v1_coco`; empty where there is no reference data."""
+    found = {}
+    for half in ("tf1", "tf2"):
+        for path in sorted((SHARED / "reference" / "configs" / half).glob("*.config")):
+            found[f"{half}_{path.stem}"] = path
+    for path in sorted((SHARED / "reference" / "goldens").glob("*/pipeline.config")):
+        found.setdefault(path.parent.name, path)
+    return found
+
+
+def load(path: Path) -> TrainEvalPipelineConfig:
+    """The config as it was published, its keypoints' label map found."""
+    config = pipeline.parse(path.read_text(encoding="utf-8"), str(path))
+    if config.model.center_net.keypoint_label_map_path:
+        label_map = SHARED / "reference" / "mscoco_keypoints_label_map.pbtxt"
+        config.model.center_net.keypoint_label_map_path = str(label_map)
+    return config
+
+
+def parts(model: model_pb2.DetectionModel) -> Any:
+    """The message of the detector that is set: an Ssd, a FasterRcnn or a CenterNet."""
+    return getattr(model, model.WhichOneof("model"))
+
+
+def extractor_type(model: model_pb2.DetectionModel) -> str:
+    """E.g. `ssd_mobilenet_v1`."""
+    return parts(model).feature_extractor.type
+
+
+def shrunk(model: model_pb2.DetectionModel, side: int = SIDE) -> model_pb2.DetectionModel:
+    """The same network on small images, with few proposals: a training step is then mostly its tracing."""
+    small = model_pb2.DetectionModel()
+    small.CopyFrom(model)
+    detector = parts(small)
+    resizer = image_resizer_pb2.ImageResizer()
+    resizer.fixed_shape_resizer.height = resizer.fixed_shape_resizer.width = side
+    detector.image_resizer.CopyFrom(resizer)
+    if small.WhichOneof("model") == "faster_rcnn":
+        detector.first_stage_max_proposals = 16
+        detector.second_stage_batch_size = 8
+    return small
+
+
+def batch(model: model_pb2.DetectionModel, num_classes: int, size: int = 2, side: int = SIDE) -> fields.Batch:
+    """Noise with three boxes an image, and with masks and keypoints where a detector learns these."""
+    made = probe.random_batch(size, (side, side), num_classes, max_boxes=3)
+    groundtruth, draws = made.groundtruth, np.random.default_rng(1)
+    if model.WhichOneof("model") == "faster_rcnn" or model.center_net.HasField("mask_estimation_task"):
+        masks = draws.integers(0, 2, (size, 3, side, side)).astype(np.uint8)
+        groundtruth = groundtruth._replace(masks=tf.constant(masks))
+    if model.center_net.keypoint_estimation_task:
+        count = 17  # of COCO's people
+        groundtruth = groundtruth._replace(
+            keypoints=tf.constant(draws.random((size, 3, count, 2), np.float32)),
+            keypoint_visibilities=tf.ones((size, 3, count), tf.bool),
+        )
+    return made._replace(groundtruth=groundtruth)
