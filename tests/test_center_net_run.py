@@ -21,6 +21,7 @@ MODEL = """{ num_classes: 4 feature_extractor { type: "mobilenet_v2_fpn_sep_conv
 
 
 @pytest.mark.slow
+@pytest.mark.by_turns
 def test_run(tiny_config: Path, tmp_path: Path):
     overrides = (
         f"model.center_net={MODEL}",

@@ -58,6 +58,7 @@ def test_every_version_is_a_row():
 
 
 @pytest.mark.slow
+@pytest.mark.by_turns
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_batch_is_learnt(kind):
     detector = detector_of(kind)
@@ -72,6 +73,7 @@ def test_one_batch_is_learnt(kind):
 
 
 @pytest.mark.slow
+@pytest.mark.by_turns
 @pytest.mark.parametrize("options", [{"freeze": ("FeatureExtractor",)}, {"freeze_through": "neck"}])
 def test_a_frozen_extractor_stays(options):
     detector = detector_of(KINDS[1])

@@ -84,6 +84,7 @@ def mean_losses(trainer: Trainer, steps: int) -> dict[str, float]:
 
 
 @pytest.mark.slow
+@pytest.mark.by_turns
 @pytest.mark.parametrize("row", ROWS)
 def test_a_row_trains_and_freezes(shared, row):
     detector = build(shared, row)
@@ -101,6 +102,7 @@ def test_a_row_trains_and_freezes(shared, row):
 
 
 @pytest.mark.slow
+@pytest.mark.by_turns
 def test_masks_are_within_boxes(shared):
     """Of detections: probabilities, one small picture each."""
     detector = build(shared, "mask_rcnn_inception_v2")

@@ -55,6 +55,7 @@ def tiny(configs: Path, kind: str) -> SSD:
 
 
 @pytest.mark.slow
+@pytest.mark.by_turns
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_row_trains_and_freezes(shared, kind):
     detector = tiny(shared / "reference" / "configs", kind)
@@ -76,6 +77,7 @@ def test_row_trains_and_freezes(shared, kind):
 
 
 @pytest.mark.slow
+@pytest.mark.by_turns
 def test_a_published_classification_net_restores_by_its_names(shared, tmp_path):
     """Slim's names, without `FeatureExtractor/`; the classifier's last stage is twice as wide as the detector's."""
     golden = shared / "reference" / "goldens" / f"tf1_{CONFIGS['ssd_mobilenet_v3_large']}"

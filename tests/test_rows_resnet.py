@@ -72,6 +72,7 @@ def mean_loss(trainer: Trainer, steps: int) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.by_turns
 @pytest.mark.parametrize("override", [False, True])
 @pytest.mark.parametrize("kind", resnet.ROWS)
 def test_loss_falls(kind: str, override: bool):
@@ -85,6 +86,7 @@ def test_loss_falls(kind: str, override: bool):
 
 
 @pytest.mark.slow
+@pytest.mark.by_turns
 @pytest.mark.parametrize("kind", resnet.ROWS)
 def test_a_frozen_extractor_rests(kind: str):
     model = model_of(kind)

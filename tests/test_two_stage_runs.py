@@ -28,6 +28,7 @@ OVERRIDES = (
 
 
 @pytest.mark.slow
+@pytest.mark.by_turns
 def test_run(tiny_config: Path, tmp_path: Path):
     run, export = str(tmp_path / "run"), str(tmp_path / "export")
     with two_stage.tiny_table():
@@ -46,6 +47,7 @@ def test_run(tiny_config: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.by_turns
 def test_costs_of_depths(tiny_config: Path):
     with two_stage.tiny_table():
         prepared = plans.prepare(str(tiny_config), OVERRIDES, restore=False)

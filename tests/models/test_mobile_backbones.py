@@ -52,6 +52,7 @@ def test_v3_small_for_detection_has_a_narrow_end():
 
 
 @pytest.mark.slow
+@pytest.mark.by_turns
 @pytest.mark.parametrize("large", [False, True])
 def test_minimalistic_v3_has_small_kernels_and_no_gates(large):
     architecture = mobilenet_v3.LARGE_MINIMALISTIC if large else mobilenet_v3.SMALL_MINIMALISTIC
@@ -69,6 +70,7 @@ KERAS_LEAVES = [(r"/weights$", "/kernel"), (r"/depthwise_weights$", "/depthwise_
 
 
 @pytest.mark.slow
+@pytest.mark.by_turns
 @pytest.mark.parametrize("name", ["LARGE", "SMALL", "LARGE_MINIMALISTIC", "SMALL_MINIMALISTIC"])
 def test_keras_has_v3_under_these_names(name):
     """And with these shapes, up to the last stage, which is narrow here."""
@@ -90,6 +92,7 @@ def test_keras_has_v3_under_these_names(name):
 
 
 @pytest.mark.slow
+@pytest.mark.by_turns
 def test_layers_above_the_last_level_are_not_built():
     levels = ("layer_14/expansion_output",)
     network = mobilenet_v3.MobilenetV3("Net", HYPERPARAMS, levels, architecture=mobilenet_v3.LARGE)
@@ -99,6 +102,7 @@ def test_layers_above_the_last_level_are_not_built():
 
 
 @pytest.mark.slow
+@pytest.mark.by_turns
 def test_edgetpu_expands_and_convolves_at_once():
     levels = ("layer_10", "layer_11/expansion_output")
     network = mobilenet_v3.MobilenetV3("Net", HYPERPARAMS, levels, 0.5, architecture=mobilenet_v3.EDGETPU)

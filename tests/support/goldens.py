@@ -42,8 +42,9 @@ def recorded_variables(golden: Path) -> list[tuple[str, str, tuple[int, ...]]]:
 
 
 def everyday(names: Collection[str], kept: Collection[str]) -> list[Any]:
-    """Parameters of a test that marks as slow what is not in `kept`."""
-    return [pytest.param(name, marks=() if name in kept else pytest.mark.slow) for name in names]
+    """Parameters of a test that marks as slow, and to be run by turns, what is not in `kept`."""
+    by_turns = (pytest.mark.slow, pytest.mark.by_turns)
+    return [pytest.param(name, marks=() if name in kept else by_turns) for name in names]
 
 
 @functools.lru_cache(maxsize=1)
