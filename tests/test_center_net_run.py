@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from od_finetune import experiment
 
-MODEL = """{ num_classes: 2 feature_extractor { type: "mobilenet_v2_fpn_sep_conv" depth_multiplier: 0.1 }
+MODEL = """{ num_classes: 4 feature_extractor { type: "mobilenet_v2_fpn_sep_conv" depth_multiplier: 0.1 }
   image_resizer { keep_aspect_ratio_resizer { min_dimension: 64 max_dimension: 64 pad_to_max_dimension: true } }
   use_depthwise: true
   object_center_params {

@@ -75,6 +75,9 @@ EVERYDAY = {
     "tf1_ssdlite_mobilenet_v2_coco",
     "tf2_ssd_mobilenet_v2_fpnlite_320x320_coco17_tpu-8",
 }
+# With the golden weights EfficientNet-B6 magnifies rounding errors: 1e-6 of the input becomes half a deviation of its
+# last level (tests/models/test_efficientnet.py), and what comes after it cannot be compared.
+CHAOTIC = ("tf2_ssd_efficientdet_d6_1408x1408_coco17_tpu-32", "tf2_ssd_efficientdet_d7_1536x1536_coco17_tpu-32")
 
 
 class Run(NamedTuple):
@@ -135,7 +138,7 @@ def test_every_golden_of_these_extractors_is_listed(shared):
     assert set(GOLDENS) == expected
 
 
-@pytest.mark.parametrize("folder", everyday(GOLDENS, EVERYDAY))
+@pytest.mark.parametrize("folder", everyday([name for name in GOLDENS if name not in CHAOTIC], EVERYDAY))
 def test_golden(shared, folder):
     reference = shared / "reference"
     golden = reference / "goldens" / folder
@@ -156,6 +159,20 @@ def test_golden(shared, folder):
 
     detections = detector.postprocess(predictions, tf.constant([[1, 1, 3]]))
     np.testing.assert_allclose(detections.scores[:, :20], recorded["det/detection_scores"], atol=2e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", CHAOTIC)
+def test_golden_up_to_the_network(shared, folder):
+    golden = shared / "reference" / "goldens" / folder
+    detector = build_detector(read_model(golden / "pipeline.config"))
+    assert_same_variables(detector, golden)
+    recorded = np.load(golden / "outputs.npz")
+    inputs, _ = detector.preprocess(tf.constant(np.load(shared / "reference" / "golden_image.npy")[np.newaxis]))
+    assert_close(recorded, "preprocessed_inputs", inputs, 1e-5, relative=False)
+    side = inputs.shape[1]
+    anchors = detector._boxes.anchors([(side // 2**level,) * 2 for level in range(3, 8)], (side, side))
+    assert_close(recorded, "anchors", anchors, 1e-5, relative=False)
 
 
 @pytest.fixture(scope="module")

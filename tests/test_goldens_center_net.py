@@ -79,7 +79,7 @@ def test_checkpoints_have_the_recorded_objects_and_restore_by_them(shared, folde
         assert {row.part for row in plan.rows if row.status is Status.LEFT_OUT} == left_out
     rows = {row.name: row.source for row in plan.rows if row.part != "head"}
     tf2_names = detector.tf2_names()
-    assert rows == {name: tf2_names[name] for name in rows} and rows.values() <= values.keys()
+    assert rows == {name: tf2_names[name] for name in rows} and set(rows.values()) <= values.keys()
 
     checkpoint_tf2.write(detector, tmp_path)
     written = tf.train.load_checkpoint(str(tmp_path / "checkpoint" / "ckpt-0"))

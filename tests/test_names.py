@@ -95,3 +95,10 @@ def test_common_scope():
     )
     assert names.common_scope([CONV, HEAD]) == ""
     assert names.common_scope([]) == ""
+
+
+def test_names_that_keras_numbers():
+    for name in ("conv2d/kernel", "conv2d_12/bias", "batch_normalization_3/gamma", "a/residual_block_2/conv2d/kernel"):
+        assert names.is_numbered(name), name
+    for name in ("conv1_conv/kernel", "block_1_expand/kernel", "Head/PredictionTower/conv2d_0/kernel", "stem_conv2d/a"):
+        assert not names.is_numbered(name), name

@@ -66,7 +66,7 @@ def test_row_trains_and_freezes(shared, kind):
     optimizer = optimizers.Adam(schedules.constant(0.003))
     trainer = Trainer(detector, FreezePlan.compute(detector, FreezeRequest()), optimizer, dataset)
     totals = []
-    for _ in range(6):  # a loss that is not finite is an error
+    for _ in range(10):  # a loss that is not finite is an error
         reported = trainer.train(tf.constant(4))
         totals.append(float(reported[fields.TOTAL_LOSS]))
         trainer.reset_means()

@@ -1,10 +1,13 @@
-"""Writes a PASCAL VOC folder (images and one XML per image) as TFRecords with a label map.
+"""Writes annotated images as TFRecords with a label map: a PASCAL VOC folder (one XML per image) or a JSON of COCO's.
 
     python tools/create_tf_record.py --annotations_dir=voc/Annotations --images_dir=voc/JPEGImages \
         --output_path=data/train.record [--image_set=voc/ImageSets/Main/train.txt] [--num_shards=4]
+    python tools/create_tf_record.py --coco_json=instances_train2017.json --images_dir=train2017 \
+        --output_path=data/train.record [--masks] [--keypoints [--coco_keypoints_json=person_keypoints_train2017.json]]
 
-The label map is read from --label_map_path if that file exists, else written there, with ids from 1 in the
-alphabetical order of the class names found. JPEG and PNG images are stored as they are.
+The label map is read from --label_map_path if that file exists, else written there: of VOC with ids from 1 in the
+alphabetical order of the class names found, of COCO with the ids of its categories. JPEG and PNG images are stored as
+they are, masks as one PNG per object (mask_type: PNG_MASKS).
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import time
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 
+import coco_annotations
 from absl import app, flags
 from PIL import Image, UnidentifiedImageError
 
@@ -30,7 +34,11 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """The command's flags."""
-    flags.DEFINE_string("annotations_dir", None, "Folder of the XML files.", required=True)
+    flags.DEFINE_string("annotations_dir", None, "Folder of the XML files of PASCAL VOC.")
+    flags.DEFINE_string("coco_json", None, "Or: annotations in one JSON of COCO's object detection.")
+    flags.DEFINE_string("coco_keypoints_json", None, "Keypoints of the same annotations, where in a JSON of their own.")
+    flags.DEFINE_bool("masks", False, "Write the segmentations of --coco_json.")
+    flags.DEFINE_bool("keypoints", False, "Write the keypoints of --coco_json.")
     flags.DEFINE_string("images_dir", None, "Folder of the images.", required=True)
     flags.DEFINE_string("output_path", None, "The TFRecord file; shards get -00000-of-N appended.", required=True)
     flags.DEFINE_string("label_map_path", None, "Label map; beside the output, label_map.pbtxt, where not given.")
@@ -83,14 +91,25 @@ def text(element: ElementTree.Element, name: str, path: str) -> str:
     return found.strip()
 
 
-def write_label_map(names: list[str], path: str) -> LabelMap:
-    """Writes and returns a map of `names` to ids from 1."""
-    labels = tuple(Label(number, name, name) for number, name in enumerate(names, 1))
-    with open(path, "w", encoding="utf-8") as file:
-        for label in labels:
-            quoted = label.name.replace("\\", "\\\\").replace("'", "\\'")
-            file.write(f"item {{\n  id: {label.id}\n  name: '{quoted}'\n}}\n")
-    return LabelMap(labels, path)
+def voc_labels(names: list[str], path: str) -> LabelMap:
+    """A map of `names` to ids from 1."""
+    return LabelMap(tuple(Label(number, name, name) for number, name in enumerate(names, 1)), path)
+
+
+def write_label_map(labels: LabelMap) -> LabelMap:
+    """Writes a map to its path and returns it."""
+    with open(labels.path, "w", encoding="utf-8") as file:
+        for label in labels.labels:
+            points = "".join(
+                f"  keypoints {{ id: {place} label: {_quoted(name)} }}\n" for place, name in label.keypoints
+            )
+            file.write(f"item {{\n  id: {label.id}\n  name: {_quoted(label.name)}\n{points}}}\n")
+    return labels
+
+
+def _quoted(name: str) -> str:
+    escaped = name.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def boxes_of(root: ElementTree.Element, path: str, size: tuple[int, int], ids: dict[str, int]) -> list[LabelledBox]:
@@ -151,34 +170,88 @@ def convert(
     """Writes the records and returns how many boxes each class has."""
     counts: Counter[str] = Counter()
     ids = label_map.ids()
-    start = time.monotonic()
+    progress = Progress(len(files))
     with ShardedWriter(output, num_shards) as writer:
-        for number, path in enumerate(files, 1):
+        for path in files:
             root = parse(path)
             image_path = find_image(images_dir, root, path)
             encoded, kind, size = read_image(image_path)
             boxes = [box for box in boxes_of(root, path, size, ids) if not (ignore_difficult and box.difficult)]
             counts.update(box.text for box in boxes)
             writer.write(make_example(encoded, kind, size[1], size[0], os.path.basename(image_path), boxes))
-            if number % 100 == 0 or number == len(files):
-                rate = number / max(time.monotonic() - start, 1e-9)
-                print(f"{number} of {len(files)} images, {rate:.0f} per second", file=sys.stderr)
+            progress.step()
     return counts
+
+
+def convert_coco(
+    data: coco_annotations.CocoData,
+    images_dir: str,
+    labels: LabelMap,
+    output: str,
+    num_shards: int,
+    masks: bool,
+    keypoints: bool,
+) -> Counter[str]:
+    """Writes the records and returns how many boxes each class has."""
+    counts: Counter[str] = Counter()
+    ids = labels.ids()
+    progress = Progress(len(data.images))
+    with ShardedWriter(output, num_shards) as writer:
+        for image in data.images:
+            path = os.path.join(images_dir, image.file_name)
+            if not os.path.isfile(path):
+                raise UserError(f"{data.path}: image {image.file_name!r} is not in {images_dir!r}")
+            encoded, kind, size = read_image(path)
+            boxes = list(coco_annotations.boxes_of(image, data, size, ids, masks, keypoints))
+            counts.update(box.text for box in boxes)
+            names = list(data.keypoints) if keypoints and boxes else []
+            writer.write(make_example(encoded, kind, size[1], size[0], image.file_name, boxes, names))
+            progress.step()
+    return counts
+
+
+class Progress:
+    """A line every hundred images."""
+
+    def __init__(self, total: int):
+        self._total, self._done, self._start = total, 0, time.monotonic()
+
+    def step(self) -> None:
+        """One image more."""
+        self._done += 1
+        if self._done % 100 == 0 or self._done == self._total:
+            rate = self._done / max(time.monotonic() - self._start, 1e-9)
+            print(f"{self._done} of {self._total} images, {rate:.0f} per second", file=sys.stderr)
 
 
 def run() -> None:
     """Converts what the flags say."""
-    files = annotation_files(FLAGS.annotations_dir, FLAGS.image_set)
+    if (FLAGS.annotations_dir is None) == (FLAGS.coco_json is None):
+        raise UserError("expected either --annotations_dir (PASCAL VOC) or --coco_json")
+    coco_only = [name for name in ("masks", "keypoints", "coco_keypoints_json") if FLAGS[name].value]
+    if FLAGS.coco_json is None and coco_only:
+        raise UserError(f"--{coco_only[0]} goes with --coco_json; PASCAL VOC's boxes have none")
+    if FLAGS.coco_keypoints_json and not FLAGS.keypoints:
+        raise UserError("--coco_keypoints_json goes with --keypoints")
     directory = os.path.dirname(FLAGS.output_path) or "."
     os.makedirs(directory, exist_ok=True)
     map_path = FLAGS.label_map_path or os.path.join(directory, "label_map.pbtxt")
-    if os.path.isfile(map_path):
-        label_map = load_label_map(map_path).check()
+    known = load_label_map(map_path).check() if os.path.isfile(map_path) else None
+    if FLAGS.coco_json is None:
+        files = annotation_files(FLAGS.annotations_dir, FLAGS.image_set)
+        labels = known or write_label_map(voc_labels(class_names(files), map_path))
+        count = len(files)
+        counts = convert(files, FLAGS.images_dir, labels, FLAGS.output_path, FLAGS.num_shards, FLAGS.ignore_difficult)
     else:
-        label_map = write_label_map(class_names(files), map_path)
-    counts = convert(files, FLAGS.images_dir, label_map, FLAGS.output_path, FLAGS.num_shards, FLAGS.ignore_difficult)
-    print(f"{len(files)} images -> {FLAGS.output_path} ({FLAGS.num_shards} shard(s)), label map {map_path}")
-    for label in label_map.labels:
+        data = coco_annotations.load(FLAGS.coco_json, FLAGS.coco_keypoints_json)
+        if FLAGS.keypoints and not data.keypoints:
+            raise UserError(f"{FLAGS.coco_json}: no category has keypoints; see --coco_keypoints_json")
+        labels = known or write_label_map(coco_annotations.label_map(data, map_path, FLAGS.keypoints))
+        count = len(data.images)
+        options = (FLAGS.output_path, FLAGS.num_shards, FLAGS.masks, FLAGS.keypoints)
+        counts = convert_coco(data, FLAGS.images_dir, labels, *options)
+    print(f"{count} images -> {FLAGS.output_path} ({FLAGS.num_shards} shard(s)), label map {map_path}")
+    for label in labels.labels:
         print(f"  {label.id:4d} {label.name}: {counts[label.name]} boxes")
 
 

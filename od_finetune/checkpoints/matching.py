@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from od_finetune import names
-from od_finetune.checkpoints import by_order, class_rows, epsilons, leaves, vocabularies
+from od_finetune.checkpoints import biases, by_order, class_rows, epsilons, leaves, vocabularies
 from od_finetune.checkpoints import view as views
 from od_finetune.checkpoints.arrays import OIHW
 from od_finetune.checkpoints.class_rows import ClassTransfer
@@ -76,8 +76,9 @@ def match(
     rows = tuple(_row(name, target, name in wanted, found.get(name, []), view, origin) for name in target.shapes)
     epsilon_of = _epsilon_of(source, request, namings)
     rows = epsilons.adjust(rows, target.epsilons, lambda row: epsilon_of(row)[0])
+    rows, folded = biases.fold(rows, set(view.own.values()))
     rows = class_rows.transplanted(rows, transfer, target.class_layout)
-    used = {row.source for row in rows if row.restored}
+    used = {row.source for row in rows if row.restored} | set(folded)
     return SourcePlan(
         source,
         request,
@@ -88,6 +89,7 @@ def match(
             *notices,
             *_notices(request, view, found),
             *_epsilon_notices(rows, epsilon_of),
+            *_bias_notices(folded),
             *_vocabulary_notes(rows, target),
         ),
     )
@@ -181,6 +183,15 @@ def _vocabulary_notes(rows: tuple[Row, ...], target: Target) -> list[str]:
     rules = {row.rule for row in rows if row.restored}
     notes = [each.note for each in target.vocabularies if each.note and each.name in rules]
     return list(dict.fromkeys(notes))
+
+
+def _bias_notices(folded: tuple[str, ...]) -> list[str]:
+    if not folded:
+        return []
+    return [
+        f"{len(folded)} convolutions have a bias in the checkpoint where the model has only a batch norm; it is taken "
+        f"off the norm's mean so that inference stays equal, e.g. {folded[0]}"
+    ]
 
 
 def _epsilon_notices(rows: tuple[Row, ...], epsilon_of: Callable[[Row], tuple[float | None, str]]) -> list[str]:

@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
     header = [*_HEADER[:3], "backbone restores from"] if options.sources else _HEADER
     for line in lines([header, *rows], () if options.sources else _RIGHT):
         print(line)
-    notes = " Scores are COCO mAP in percent unless said otherwise; they and the times are those of the zoos' own tables."
+    notes = " Scores are COCO mAP in percent unless said otherwise; they and the times are the zoos' own."
     print(f"{len(types)} feature_extractor types.{'' if options.sources else notes}")
     return 0
 

@@ -91,8 +91,8 @@ def _check_outputs(settings: fine_tune_pb2.KeepClasses, model: Model) -> None:
                                        ("labelled: false", not settings.labelled)) if is_set]
     if asked and not model.kind.dense:
         raise UserError(
-            f"{KEEP}: {' and '.join(asked)} need outputs for the same places of the image from model and teacher, but "
-            f"a {model.name} classifies regions of its own choice; leave that out (freeze_rows alone works)"
+            f"{KEEP}: {' and '.join(asked)} need class predictions for the same anchors from model and teacher, but "
+            f"a {model.name} has none while it trains; leave that out (freeze_rows alone works)"
         )
 
 

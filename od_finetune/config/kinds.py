@@ -38,6 +38,7 @@ KINDS: dict[str, Kind] = {
     "center_net": Kind(
         feature_extractor=lambda center_net: center_net.feature_extractor,
         class_loss=lambda center_net: center_net.object_center_params.classification_loss,
+        dense=False,  # it has, but as heat maps in a list
     ),
 }
 

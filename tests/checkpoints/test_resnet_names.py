@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from od_finetune.models import layers
 from od_finetune.models.backbones import resnet_v1, resnet_v1_names
 
 
+@functools.cache
 def target(num_layers: int) -> Target:
     module = resnet_v1.ResnetV1(
         f"FeatureExtractor/resnet_v1_{num_layers}", resnet_v1.DEFAULTS, ("block4",), num_layers=num_layers

@@ -68,6 +68,7 @@ def test_no_checkpoint():
     "text, words",
     [
         ("fine_tune_checkpoint: 'x' fine_tune_checkpoint_version: V2", ["V2 has no default", "'full'"]),
+        ("fine_tune_checkpoint: 'x' fine_tune_checkpoint_type: 'fine_tune'", ["CenterNet's name for what 'detection'"]),
         ("fine_tune_checkpoint: 'x' fine_tune_checkpoint_type: 'detect'", ["'detect' is unknown", "'classification'"]),
         ("fine_tune_checkpoint: 'PATH_TO_BE_CONFIGURED/model.ckpt'", ["placeholder", "fine_tune_checkpoint"]),
         ("fine_tune_checkpoint: 'x' fine_tune_checkpoint_version: UNKNOWN", ["UNKNOWN", "expected V1 or V2"]),

@@ -20,7 +20,7 @@ from od_finetune.training.freeze import FreezePlan, FreezeRequest
 from od_finetune.training.trainer import Trainer
 
 NARROW = "{ num_filters: 8 kernel_sizes: 3 }"
-FOCAL = "{ penalty_reduced_logistic_focal_loss { } }"
+FOCAL = "{ penalty_reduced_logistic_focal_loss { alpha: 2 beta: 4 } }"
 L1 = "{ l1_localization_loss { } }"
 BOXES = f"""center_net {{
   num_classes: 3
@@ -61,7 +61,7 @@ MORE = f"""center_net {{
 }}"""
 LOSSES = {
     "object_center", "box/scale", "box/offset", "segmentation/heatmap", "densepose/heatmap", "densepose/regression",
-    "track/reid", "temporal/offset", "pose/keypoint/heatmap", "pose/keypoint/offset", "pose/keypoint/regression",
+    "track/reid", "track/offset", "pose/keypoint/heatmap", "pose/keypoint/offset", "pose/keypoint/regression",
     "pose/keypoint/depth", "tail/keypoint/heatmap", "tail/keypoint/offset", "tail/keypoint/regression",
 }  # fmt: skip
 
@@ -211,7 +211,7 @@ def test_learns_one_image_and_freezes(everything):
     ("object_detection_task { localization_loss { weighted_iou {} } }", "found weighted_iou, which compares boxes"),
     ('keypoint_estimation_task { task_name: "a" }', "keypoint_label_map_path: found '', expected the label map"),
     ("densepose_estimation_task {}", "found it without mask_estimation_task"),
-    ("deepmac_mask_estimation {}", "deepmac_mask_estimation: found a task that od_finetune does not have yet"),
+    ("deepmac_mask_estimation { network_type: 'fully_connected' }", "network_type: found 'fully_connected', expected"),
     ("track_estimation_task { num_track_ids: 0 }", "track_estimation_task.num_track_ids: found 0"),
     ("post_processing { score_converter: SIGMOID }", "post_processing.score_converter: a CenterNet's scores"),
 ])  # fmt: skip
@@ -237,3 +237,36 @@ def test_only_peaks_that_no_other_box_covers_with_nms(everything):
     boxes = found.boxes[0].numpy()[kept][:2]
     np.testing.assert_allclose(boxes, [[0.125, 0.125, 0.375, 0.375], [0.625, 0.625, 0.875, 0.875]])
     assert found.anchor_indices[0].numpy()[kept][:2].tolist() == [4 * 16 + 4, 12 * 16 + 12]
+
+
+def test_keypoints_alone_say_where_objects_are(tmp_path):
+    """Centres are weighted means of keypoints in the targets; detected boxes enclose the keypoints."""
+    (tmp_path / "labels.pbtxt").write_text(LABEL_MAP)
+    task = MORE[MORE.index("keypoint_estimation_task") : MORE.index("keypoint_estimation_task", 50)]
+    message = model(BOXES, f"center_net {{ {task} object_center_params {{ keypoint_weights_for_center: [1, 1, 0] }} }}")
+    message.center_net.ClearField("object_detection_task")
+    message.center_net.keypoint_label_map_path = str(tmp_path / "labels.pbtxt")
+    detector = build_detector(message)
+    sizes = {head.spec.name: head.spec.channels for head in detector.heads}
+    assert sizes == {
+        "object_center": 3, "pose/keypoint/heatmap": 3, "pose/keypoint/regression": 6, "pose/keypoint/offset": 6,
+        "pose/keypoint/depth": 1,
+    }  # fmt: skip
+    maps = {name: np.zeros([1, 16, 16, width], np.float32) for name, width in sizes.items()}
+    for name in ("object_center", "pose/keypoint/heatmap"):
+        maps[name] -= 30.0
+    maps["object_center"][0, 4, 6, 1] = 30.0
+    maps["pose/keypoint/regression"][0, 4, 6] = [-2, -1, 2, 3, 1, 0]
+
+    labels = groundtruth()
+    points = np.full([1, 4, 4, 2], np.nan, np.float32)
+    points[0, 1, :3] = [[4.5 / 16, 5.5 / 16], [4.5 / 16, 7.5 / 16], [0.9, 0.9]]  # the first two count
+    predictions = {name: [tf.constant(value)] for name, value in maps.items()}
+    predictions["true_shapes"] = tf.constant([[64, 64, 3]])
+    losses = detector.losses(predictions, labels._replace(keypoints=tf.constant(points)))
+    assert losses["Loss/object_center"] < 1e-3
+
+    found = detector.postprocess(predictions, tf.constant([[64, 64, 3]]))
+    assert found.classes[0, 0] == 1
+    np.testing.assert_allclose(found.boxes[0, 0], np.array([2, 5, 6, 9]) / 16, atol=1e-6)
+    np.testing.assert_allclose(found.keypoints[0, 0], np.array([[2, 5], [6, 9], [5, 6]]) / 16, atol=1e-6)

@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from goldens import golden_weights, recorded_variables
 
 from od_finetune.models import layers
 from od_finetune.models.backbones import efficientnet, efficientnet_names
 from od_finetune.models.stages import backbone_stages
 from od_finetune.names import apply_rules
 
+B6_GOLDEN = "tf2_ssd_efficientdet_d6_1408x1408_coco17_tpu-32"
+LEAVES = [(r"/depthwise_weights$", "/depthwise_kernel"), (r"/weights$", "/kernel"), (r"/biases$", "/bias")]
 KERAS_LAYERS = ("block1a_project_bn", "block2b_add", "block3b_add", "block5c_add", "block7a_project_bn")
 
 
@@ -52,6 +55,32 @@ def test_features_are_those_of_keras_applications():
     expected = tf_keras.Model(theirs.input, [theirs.get_layer(name).output for name in KERAS_LAYERS])(image)
     for (level, features), recorded in zip(net(image / 255.0).items(), expected, strict=True):
         np.testing.assert_allclose(features, recorded, atol=1e-4 * np.std(recorded), err_msg=level)
+
+
+@pytest.mark.slow
+def test_b6_is_the_one_of_tf_models_and_chaotic_with_the_golden_weights(shared):
+    """Bit for bit, where no tolerance could tell: see CHAOTIC in tests/test_goldens.py."""
+    from official.legacy.image_classification.efficientnet import efficientnet_model
+
+    reference = shared / "reference"
+    keys = {name: key for key, name, _ in recorded_variables(reference / "goldens" / B6_GOLDEN)}
+    theirs = efficientnet_model.EfficientNet.from_name("efficientnet-b6", overrides={"rescale_input": False})
+    net, levels = network("b6", depth_multiplier=1.0), ("stack_2/block_1/add", "stack_6/block_0/project_bn")
+    variables = layers.named_variables(net)
+    full_names = {name: apply_rules(name, efficientnet.TF2_RULES + LEAVES) for name in variables}
+    weights = {weight.name.removesuffix(":0"): weight for weight in theirs.weights}
+    for name, full_name in full_names.items():
+        values = golden_weights(reference).golden_value(keys[full_name], tuple(variables[name].shape))
+        variables[name].assign(values)
+        weights[full_name].assign(values)
+    expected = tf_keras.Model(theirs.inputs, [theirs.get_layer(level).output for level in levels])
+    image = (np.load(reference / "golden_image.npy")[np.newaxis, :128, :128] / 127.5 - 1.0).astype(np.float32)
+    fine, coarse = (net(image)[level] for level in (efficientnet.LEVELS[2], efficientnet.LEVELS[4]))
+    expected_fine, expected_coarse = expected(image, training=False)
+    np.testing.assert_array_equal(fine, expected_fine)
+    np.testing.assert_array_equal(coarse, expected_coarse)
+    moved = np.abs(expected(image * (1 + 1e-6), training=False)[1] - expected_coarse).max()
+    assert moved > 2e-3 * np.std(expected_coarse)  # the goldens' tolerance
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,8 @@ def shrunk(model: model_pb2.DetectionModel, side: int = SIDE) -> model_pb2.Detec
     if small.WhichOneof("model") == "faster_rcnn":
         detector.first_stage_max_proposals = 16
         detector.second_stage_batch_size = 8
+    if small.center_net.HasField("deepmac_mask_estimation"):
+        small.center_net.object_center_params.max_box_predictions = 4  # each of them has a mask drawn
     return small
 
 
@@ -66,7 +68,8 @@ def batch(model: model_pb2.DetectionModel, num_classes: int, size: int = 2, side
     """Noise with three boxes an image, and with masks and keypoints where a detector learns these."""
     made = probe.random_batch(size, (side, side), num_classes, max_boxes=3)
     groundtruth, draws = made.groundtruth, np.random.default_rng(1)
-    if model.WhichOneof("model") == "faster_rcnn" or model.center_net.HasField("mask_estimation_task"):
+    drawn = any(map(model.center_net.HasField, ("mask_estimation_task", "deepmac_mask_estimation")))
+    if drawn or model.WhichOneof("model") == "faster_rcnn":
         masks = draws.integers(0, 2, (size, 3, side, side)).astype(np.uint8)
         groundtruth = groundtruth._replace(masks=tf.constant(masks))
     if model.center_net.keypoint_estimation_task:

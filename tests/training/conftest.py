@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from batches import batches_dataset
 
 from od_finetune import fields
 from od_finetune.training import optimizers, schedules
@@ -149,9 +150,7 @@ def make_batch(index: int, size: int = 2) -> fields.Batch:
 
 def make_dataset(count: int = 64, skip: int = 0, size: int = 2, endless: bool = True) -> tf.data.Dataset:
     """Batches 0..count-1, for ever or once, without the first `skip`."""
-    rows = [make_batch(i, size) for i in range(count)]
-    stacked = tf.nest.map_structure(lambda *tensors: tf.stack(tensors), *rows)
-    dataset = tf.data.Dataset.from_tensor_slices(stacked)
+    dataset = batches_dataset([make_batch(i, size) for i in range(count)])
     return (dataset.repeat() if endless else dataset).skip(skip)
 
 

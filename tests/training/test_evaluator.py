@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tensorflow as tf
+from batches import map_tensors
 
 from od_finetune import fields
 from od_finetune.errors import UserError
@@ -42,7 +43,7 @@ def test_metrics_and_mean_losses_of_every_image_each_time(fake_detector, dataset
     for i, weight in [(0, 2), (1, 2)]:
         predictions = detector.predict(detector.normalize(batch(i).images), batch(i).true_shapes)
         expected.append(weight * float(tf.add_n(list(detector.losses(predictions, batch(i).groundtruth).values()))))
-    one = tf.nest.map_structure(lambda t: t[:1], batch(2))
+    one = map_tensors(lambda t: t[:1], batch(2))
     predictions = detector.predict(detector.normalize(one.images), one.true_shapes)
     expected.append(float(tf.add_n(list(detector.losses(predictions, one.groundtruth).values()))))
     assert results[fields.TOTAL_LOSS] == pytest.approx(sum(expected) / 5, rel=1e-5)

@@ -7,6 +7,7 @@ import signal
 import numpy as np
 import pytest
 import tensorflow as tf
+from batches import map_tensors
 
 from od_finetune import fields
 from od_finetune.errors import UserError
@@ -144,7 +145,7 @@ def test_what_was_trained_is_saved_when_the_data_fails(start, dataset, tmp_path)
         def fail(batch):
             assertion = tf.debugging.Assert(tf.reduce_all(batch.keys != "train.record:4 image-4"), ["bad record 4"])
             with tf.control_dependencies([assertion]):
-                return tf.nest.map_structure(tf.identity, batch)
+                return map_tensors(tf.identity, batch)
 
         return dataset(skip=skip).map(fail)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tensorflow as tf
+from batches import batches_dataset, map_tensors
 
 from od_finetune import fields
 from od_finetune.errors import UserError
@@ -70,15 +71,14 @@ def test_bias_multiplier_scales_the_gradients_of_biases_alone(fake_detector, dat
 def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_records(fake_detector, batch, bad):
     broken = batch(2)
     broken = broken._replace(groundtruth=broken.groundtruth._replace(boxes=broken.groundtruth.boxes * bad))
-    rows = [batch(0), batch(1), broken, batch(3)]
-    stacked = tf.nest.map_structure(lambda *tensors: tf.stack(tensors), *rows)
+    rows = batches_dataset([batch(0), batch(1), broken, batch(3)])
     detector, reference = fake_detector(), fake_detector()
-    trainer = make_trainer(detector, tf.data.Dataset.from_tensor_slices(stacked))
+    trainer = make_trainer(detector, rows)
     with pytest.raises(NotFiniteError) as error:
         trainer.train(tf.constant(4))
     for said in ("Step 3", "train.record:4 image-4", "train.record:5 image-5", "learning rate"):
         assert said in str(error.value)
-    make_trainer(reference, tf.data.Dataset.from_tensor_slices(stacked)).train(tf.constant(2))
+    make_trainer(reference, rows).train(tf.constant(2))
     trained = weights(reference)
     for name, value in weights(detector).items():
         if "moving" not in name:
@@ -90,7 +90,7 @@ def test_an_error_of_the_input_pipeline_is_the_users(fake_detector, dataset):
         bad = tf.reduce_any(batch.keys == "train.record:4 image-4")
         message = "train.record:4: no JPEG or PNG"
         with tf.control_dependencies([tf.debugging.Assert(~bad, [message])]):
-            return tf.nest.map_structure(tf.identity, batch)
+            return map_tensors(tf.identity, batch)
 
     trainer = make_trainer(fake_detector(), dataset().map(check))
     with pytest.raises(UserError, match="train.record:4: no JPEG or PNG") as error:

@@ -10,6 +10,7 @@ import signal
 import numpy as np
 import pytest
 import tensorflow as tf
+from batches import map_tensors
 
 from od_finetune import fields, object_keys
 from od_finetune.training import loop
@@ -173,7 +174,7 @@ def test_a_frozen_variable_that_changed_does_not_hide_why_a_run_ended(start, dat
         def fail(batch):
             assertion = tf.debugging.Assert(tf.reduce_all(batch.keys != "train.record:4 image-4"), ["bad record 4"])
             with tf.control_dependencies([assertion]):
-                return tf.nest.map_structure(tf.identity, batch)
+                return map_tensors(tf.identity, batch)
 
         run.trainer.detector.named_variables()[STEM].assign_add(tf.fill([3, 3, 3, 4], 1e-6))
         return dataset(skip=skip).map(fail)
