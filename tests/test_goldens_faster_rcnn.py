@@ -7,8 +7,8 @@ With random weights two things are chaotic in them, and no two builds of TensorF
 - Proposals whose scores differ by rounding change places or leave each other out, and a crop that ends at the very
   border of the image reads either its last row or zeros, by the rounding of a coordinate.
 
-So of the first a tiny share may be off, and of the anchors that see them one in a hundred. Regions are compared with the
-recorded ones at the same place of the image, in whatever order. All else is held to the usual tolerance.
+So of the first a tiny share may be off, and of the anchors that see them one in a hundred. Regions are compared with
+the recorded ones at the same place of the image, in whatever order. All else is held to the usual tolerance.
 """
 
 from __future__ import annotations
