@@ -7,8 +7,8 @@ With random weights two things are chaotic in them, and no two builds of TensorF
 - Proposals whose scores differ by rounding change places or leave each other out, and a crop that ends at the very
   border of the image reads either its last row or zeros, by the rounding of a coordinate.
 
-So of the first a tiny share may be off, and regions are compared with the recorded ones at the same place of the image,
-in whatever order; what is compared is held to the usual tolerance.
+So of the first a tiny share may be off, and of the anchors that see them one in a hundred. Regions are compared with
+the recorded ones at the same place of the image, in whatever order. All else is held to the usual tolerance.
 """
 
 from __future__ import annotations
@@ -113,7 +113,9 @@ def assert_first_stage(recorded: Any, predictions: dict[str, Any]) -> None:
     for index, features in enumerate(predictions[names.FEATURES_TO_CROP]):
         assert_close(recorded, f"pred/{names.FEATURES_TO_CROP}/{index}", features, TOLERANCE, relative=True)
     for name in (names.RPN_ENCODINGS, names.OBJECTNESS):
-        assert_close(recorded, f"pred/{name}", predictions[name], TOLERANCE, relative=True)
+        assert list(predictions[name].shape) == list(recorded[f"pred/{name}@shape"])
+        off = errors(recorded, f"pred/{name}", predictions[name]).max(axis=-1)
+        assert np.mean(off <= TOLERANCE) > 0.99, name  # of the anchors: they see values that were cut
     for index, features in enumerate(predictions[names.RPN_FEATURES]):
         name = f"pred/{names.RPN_FEATURES}/{index}"
         assert list(features.shape) == list(recorded[f"{name}@shape"])
