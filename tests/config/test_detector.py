@@ -106,7 +106,7 @@ def test_extractor_refuses_what_it_does_not_have():
 
 
 # MobileDet and MnasFPN have hyperparams of their own; and one of each kind of network is enough.
-_OTHERS = re.compile("mobiledet|mnasfpn|v3_small|minimalistic|edgetpu|embedded|resnet1")
+_OTHERS = re.compile("efficientnet-b|mobiledet|mnasfpn|v3_small|minimalistic|edgetpu|embedded|resnet1")
 CONFIGURABLE = [kind for kind in sorted(TABLE) if TABLE[kind].defaults and not _OTHERS.search(kind)]
 
 
@@ -252,7 +252,7 @@ SSD = """ssd {
 @pytest.mark.parametrize(
     ("find", "replace", "message"),
     [
-        (SSD, "faster_rcnn {}", "found faster_rcnn, expected ssd"),
+        (SSD, "experimental_model {}", "found experimental_model, expected ssd"),
         ("num_classes: 3", "", "num_classes: found 0"),
         ("box_coder { faster_rcnn_box_coder", "box_coder { square_box_coder", "box_code_size: found 4, expected 3"),
         ("aspect_ratios: 1.0", "aspect_ratios: 1.0 num_layers: 4", "anchors for 4 feature maps.*has 6"),
