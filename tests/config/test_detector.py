@@ -284,7 +284,7 @@ SSD = """ssd {
 @pytest.mark.parametrize(
     ("find", "replace", "message"),
     [
-        (SSD, "faster_rcnn {}", "found faster_rcnn, expected ssd"),
+        (SSD, "experimental_model {}", "found experimental_model, expected ssd"),
         ("num_classes: 3", "", "num_classes: found 0"),
         ("box_coder { faster_rcnn_box_coder", "box_coder { square_box_coder", "box_code_size: found 4, expected 3"),
         ("aspect_ratios: 1.0", "aspect_ratios: 1.0 num_layers: 4", "anchors for 4 feature maps.*has 6"),
