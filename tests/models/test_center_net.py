@@ -211,7 +211,6 @@ def test_learns_one_image_and_freezes(everything):
     ("object_detection_task { localization_loss { weighted_iou {} } }", "found weighted_iou, which compares boxes"),
     ('keypoint_estimation_task { task_name: "a" }', "keypoint_label_map_path: found '', expected the label map"),
     ("densepose_estimation_task {}", "found it without mask_estimation_task"),
-    ("deepmac_mask_estimation {}", "deepmac_mask_estimation: found a task that od_finetune does not have yet"),
     ("track_estimation_task { num_track_ids: 0 }", "track_estimation_task.num_track_ids: found 0"),
     ("post_processing { score_converter: SIGMOID }", "post_processing.score_converter: a CenterNet's scores"),
 ])  # fmt: skip
