@@ -53,7 +53,8 @@ class Oracle:
 
     def losses(self, predictions: dict[str, tf.Tensor], groundtruth: fields.Groundtruth) -> dict[str, tf.Tensor]:
         assert groundtruth.masks.shape[2:] == predictions["images"].shape[1:3] == (30, 30)
-        return {"Loss/mask_pixels": tf.reduce_sum(tf.cast(groundtruth.masks, tf.float32)) / len(groundtruth.masks)}
+        pixels = tf.reduce_sum(tf.cast(groundtruth.masks, tf.float32), [1, 2, 3])
+        return {"Loss/mask_pixels": tf.reduce_mean(pixels)}
 
     def postprocess(self, predictions: dict[str, tf.Tensor], true_shapes: tf.Tensor) -> fields.Detections:
         count = tf.shape(true_shapes)[0]
