@@ -38,7 +38,7 @@ def build_faster_rcnn(proto: faster_rcnn_pb2.FasterRcnn) -> FasterRCNN:
     if proto.number_of_stages not in (1, 2, 3):
         raise UserError(f"{AT}.number_of_stages: found {proto.number_of_stages}, expected 1, 2 or 3")
     if proto.number_of_stages == 1 and proto.HasField("context_config"):
-        raise UserError(f"{AT}.context_config: with number_of_stages 1 no region attends to anything; remove it, or set "
+        raise UserError(f"{AT}.context_config: with number_of_stages 1 nothing attends to the bank; remove it, or set "
                         "number_of_stages: 2")
     extractor = build_extractor(proto.feature_extractor)
     boxes = build_boxes(proto)
