@@ -61,7 +61,7 @@ MORE = f"""center_net {{
 }}"""
 LOSSES = {
     "object_center", "box/scale", "box/offset", "segmentation/heatmap", "densepose/heatmap", "densepose/regression",
-    "track/reid", "temporal/offset", "pose/keypoint/heatmap", "pose/keypoint/offset", "pose/keypoint/regression",
+    "track/reid", "track/offset", "pose/keypoint/heatmap", "pose/keypoint/offset", "pose/keypoint/regression",
     "pose/keypoint/depth", "tail/keypoint/heatmap", "tail/keypoint/offset", "tail/keypoint/regression",
 }  # fmt: skip
 
