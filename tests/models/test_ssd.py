@@ -94,7 +94,7 @@ def test_shapes_names_and_parts(kind):
     assert {name for name in variables if detector.is_class_head(name)} == {
         f"{scope}/ClassPredictor/{leaf}" for scope in scopes for leaf in ("weights", "biases")
     }
-    kernels = {name for name in variables if name.endswith("weights")}
+    kernels = {name for name in variables if name.endswith(("/weights", "wise_weights"))}
     unregularized = kernels - set(detector.regularizers())
     # These leave depthwise kernels of the backbone out.
     without = kind in ("ssd_mobilenet_v2", "ssd_mobilenet_v2_fpn") or "efficientnet-b" in kind
