@@ -14,6 +14,7 @@ import published
 import pytest
 import results
 import tensorflow as tf
+import tf_keras
 
 from od_finetune import fields
 from od_finetune.checkpoints.plan import RestorePlan, RestoreRequest, Status, Target
@@ -26,10 +27,10 @@ from od_finetune.training.freeze import FreezePlan, FreezeRequest
 from od_finetune.training.trainer import Trainer
 
 CONFIGS = published.configs()
-# One config for each feature extractor: the first of its name.
+# One config for each feature extractor: the first of its name that adds nothing to the usual detector.
 BY_TYPE = {}
-for _name, _path in CONFIGS.items():
-    BY_TYPE.setdefault(published.extractor_type(published.load(_path).model), _name)
+for _name in sorted(CONFIGS, key=lambda name: ("context_rcnn" in name or "deepmac" in name, name)):
+    BY_TYPE.setdefault(published.extractor_type(published.load(CONFIGS[_name]).model), _name)
 # The same network in both halves of the OD API; its backbone's layers agree.
 COUNTERPARTS = (
     ("ssd_mobilenet_v2_coco", "ssd_mobilenet_v2_320x320_coco17_tpu-8"),
@@ -100,6 +101,7 @@ def mean_loss(trainer: Trainer, steps: int) -> float:
 @pytest.mark.parametrize("name", BY_TYPE.values())
 def test_trains_freezes_and_exports(name: str, tmp_path: Path):
     model = published.shrunk(published.load(CONFIGS[name]).model)
+    tf_keras.utils.set_random_seed(0)
     detector = build_detector(model)
     detector.build()
     trainer = trainer_of(detector, model)
