@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+from goldens import everyday
 from tensorflow.core.protobuf.trackable_object_graph_pb2 import TrackableObjectGraph
 
 from od_finetune.config import pipeline
@@ -21,6 +22,7 @@ PYRAMIDS = [
     "tf2_ssd_mobilenet_v2_fpnlite_320x320_coco17_tpu-8",
     "tf2_ssd_mobilenet_v1_fpn_640x640_coco17_tpu-8",
     "tf2_ssd_resnet50_v1_fpn_640x640_coco17_tpu-8",
+    "tf2_ssd_efficientdet_d0_512x512_coco17_tpu-8",
 ]
 TWO_STAGES = [
     "tf2_faster_rcnn_resnet50_v1_640x640_coco17_tpu-8",
@@ -52,7 +54,7 @@ class Golden:
 
 
 @pytest.fixture(
-    scope="module", params=[SSD, *(pytest.param(name, marks=pytest.mark.slow) for name in PYRAMIDS + TWO_STAGES)]
+    scope="module", params=everyday([SSD, *PYRAMIDS, *TWO_STAGES], [SSD])
 )
 def golden(request, shared, tmp_path_factory):
     return Golden(shared / "reference" / "goldens" / request.param, tmp_path_factory.mktemp("golden"))
