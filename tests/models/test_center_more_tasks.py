@@ -84,6 +84,7 @@ MORE_LOSSES = {"Loss/segmentation/heatmap", "Loss/densepose/heatmap", "Loss/dens
                "Loss/track/offset"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tasks", "names", "statistics"), [
     pytest.param([MASKS, DENSE_POSE, TRACKS, OFFSETS], BOX_LOSSES | MORE_LOSSES, "track/classifier/fc_0",
                  marks=pytest.mark.slow),

@@ -111,6 +111,7 @@ def test_no_context_without_a_message():
     assert roi_heads.build_context(faster_rcnn_pb2.FasterRcnn()) is None
 
 
+@pytest.mark.slow
 def test_regions_of_a_detector_see_the_bank():
     detector = two_stage.tiny(context_config="attention_bottleneck_dimension: 4 context_feature_length: 5 "
                               "attention_temperature: 1.0")  # fmt: skip

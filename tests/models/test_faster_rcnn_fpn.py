@@ -40,6 +40,7 @@ def detector() -> FasterRCNN:
     return tiny()
 
 
+@pytest.mark.slow
 def test_it_learns_from_every_level_of_the_pyramid(detector):
     shapes, seen = tf.constant([[64, 64, 3]] * 2), tf.random.stateless_normal([2, 64, 64, 3], [1, 2])
     variables = list(detector.named_variables().values())

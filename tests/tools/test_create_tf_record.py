@@ -131,6 +131,7 @@ def test_coco_with_masks_and_keypoints(coco: Path) -> None:
     assert third.objects["masks"].shape == (0, 20, 40)
 
 
+@pytest.mark.slow
 def test_coco_that_is_not_as_the_flags_say(coco: Path) -> None:
     content = json.loads((coco / "coco.json").read_text())
     content["annotations"][0]["keypoints"] = [1, 2]
