@@ -20,7 +20,7 @@ Each config that was published with the OD API, as `tests/test_published.py` and
 - **parameters**: numbers in all variables, for the classes of the config.
 - **error**: the largest difference of a feature map or raw prediction to a recording of the OD API with the same
   weights, as a fraction of that tensor's standard deviation (the tests allow 0.002; the OD API against itself with
-  other CPU kernels differs by up to 0.0007). A dash: there is no recording of this config.
+  other CPU kernels differs by up to 0.0007).
 - **losses**: the largest relative difference of a loss to the recording's (the tests allow 0.001; those of Faster R-CNN
   are sampled at random, and are compared by order of magnitude only).
 - **restored**: variables of the model that the OD API's checkpoint of this config (TF1 or TF2, as the config is) gave.
@@ -28,6 +28,8 @@ Each config that was published with the OD API, as `tests/test_published.py` and
 - **trains**: the loss over the first and the last three of 20 steps on one batch of noise at 128x128; **frozen**:
   backward operations left in a frozen feature extractor; **exported**: largest difference of a SavedModel's scores to
   the detector's. One config of each feature extractor type runs these.
+
+A dash: there is nothing to compare with, or it was not run.
 """
 
 
