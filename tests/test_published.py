@@ -127,14 +127,17 @@ def frozen_backward_operations(trainer: Trainer) -> list[str]:
     forward operations, and these after the canonical scope of their layer."""
     traced = trainer.create_train_loop_fn().get_concrete_function(iter(trainer.train_dataset), tf.constant(1))
     scopes = {name.rpartition("/")[0] for name in trainer.plan.frozen}
-    scopes -= {name.rpartition("/")[0] for name in trainer.trained}
-    assert scopes and trainer.trained
-    found = []
+    trained = {name.rpartition("/")[0] for name in trainer.trained}
+    scopes -= trained
+    assert scopes and trained
+    found, elsewhere = [], 0
     for function in traced.graph.as_graph_def().library.function:
         taken = {name.split(":")[0] for node in function.node_def for name in node.input}
         taken |= {name.split(":")[0] for name in function.ret.values()}
         backward = [n.name for n in function.node_def if n.name in taken and n.name.startswith("gradient_tape/")]
         found += [n for n in backward if any(f"/{scope}/" in n for scope in scopes)]
+        elsewhere += sum(any(f"/{scope}/" in n for scope in trained) for n in backward)
+    assert elsewhere  # they are named so indeed
     return found
 
 

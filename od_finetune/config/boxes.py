@@ -29,6 +29,9 @@ def build_anchor_generator(config: Message, normalize: bool = True) -> anchors.A
 
 
 def _ssd_anchors(config: Message, normalize: bool) -> anchors.SsdAnchors:
+    if not normalize:
+        raise UserError("model.faster_rcnn.first_stage_anchor_generator: found ssd_anchor_generator, whose anchors are "
+                        "relative to the image; expected grid_anchor_generator or multiscale_anchor_generator")
     return anchors.SsdAnchors.from_scales(
         config.num_layers, config.min_scale, config.max_scale, list(config.aspect_ratios), list(config.scales),
         config.interpolated_scale_aspect_ratio, config.reduce_boxes_in_lowest_layer,

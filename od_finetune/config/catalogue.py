@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from od_finetune.config import center_extractors, extractors, two_stage_extractors
-from od_finetune.config.families import efficientnet_lite
+from od_finetune.config.families import efficientnet_lite, mobilenet_v3
 from od_finetune.names import Vocabulary
 
-_OURS = set(efficientnet_lite.ROWS)  # types that the OD API does not have
+# Types that the OD API does not have.
+_OURS = {*efficientnet_lite.ROWS, *(kind for kind in mobilenet_v3.ROWS if kind.endswith("_minimalistic"))}
 
 
 class Kind(NamedTuple):

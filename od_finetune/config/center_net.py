@@ -28,11 +28,15 @@ def build_center_net(proto: center_net_pb2.CenterNet) -> CenterNet:
         if name.name != "batch_non_max_suppression":
             raise UserError(f"{AT}.post_processing.{name.name}: a CenterNet's scores are the heat maps' as they are; "
                             "remove the field (only batch_non_max_suppression acts)")
+    resizer = build_resizer(proto.image_resizer, f"{AT}.image_resizer")
+    if resizer.channels != 3:
+        raise UserError(f"{AT}.image_resizer: found convert_to_grayscale: true, but a CenterNet takes images of 3 "
+                        "channels; remove it")
     return CenterNet(
         extractor,
         build_center(proto),
         build_tasks(proto),
-        Inputs(build_resizer(proto.image_resizer, f"{AT}.image_resizer"), normalize),
+        Inputs(resizer, normalize),
         proto.num_classes,
         proto.use_depthwise,
         build_nms(proto.post_processing.batch_non_max_suppression) if has_nms else None,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from google.protobuf import message
 
 from od_finetune.config import center_extractors, two_stage_extractors
+from od_finetune.config.families import efficientnet, inception
 from od_finetune.config.kinds import model_of
 from od_finetune.errors import UserError
 from od_finetune.protos import train_pb2
@@ -26,6 +27,8 @@ TYPES: tuple[dict[str, str], ...] = (
     # Of these the second stage differs between the halves.
     *({TF2 if row.keras else TF1: name} for name, row in two_stage_extractors.TABLE.items()),
     *({TF2: name} for name in center_extractors.TABLE),  # TF1 has no CenterNet
+    *({TF1: name} for name in inception.ROWS),
+    *({TF2: name} for name in efficientnet.ROWS),
     {TF1: "embedded_ssd_mobilenet_v1"},
     {TF1: "ssd_mobilenet_v1_ppn"},
     {TF1: "ssd_mobilenet_v2_mnasfpn"},

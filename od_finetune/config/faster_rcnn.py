@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from od_finetune.boxes import coders, losses, matching, nms, sampling, similarity, targets
 from od_finetune.boxes.mask_loss import MaskLoss
+from od_finetune.boxes.postprocess import Postprocessor
 from od_finetune.boxes.proposals import ProposalGenerator
 from od_finetune.boxes.two_stage_loss import FirstStageLoss, SecondStageLoss
 from od_finetune.config.boxes import (
@@ -20,7 +21,7 @@ from od_finetune.errors import UserError
 from od_finetune.models.detectors.base import Inputs
 from od_finetune.models.detectors.faster_rcnn import Boxes, FasterRCNN, Network
 from od_finetune.models.heads import rpn
-from od_finetune.protos import faster_rcnn_pb2, losses_pb2
+from od_finetune.protos import faster_rcnn_pb2, losses_pb2, post_processing_pb2
 
 AT = "model.faster_rcnn"
 # IoU from which an anchor (a region) counts as an object, and below which it counts as background.
@@ -91,9 +92,18 @@ def build_boxes(proto: faster_rcnn_pb2.FasterRcnn) -> Boxes:
         proposals=build_proposals(proto),
         first_loss=build_first_loss(proto),
         second_loss=build_second_loss(proto),
-        postprocessor=build_postprocess(proto.second_stage_post_processing),
+        postprocessor=build_regions_postprocess(proto),
         mask_loss=MaskLoss(proto.second_stage_mask_prediction_loss_weight),
     )
+
+
+def build_regions_postprocess(proto: faster_rcnn_pb2.FasterRcnn) -> Postprocessor:
+    """Of the second stage. Its boxes are relative to the image whatever `change_coordinate_frame` says, as in the OD
+    API."""
+    settings = post_processing_pb2.PostProcessing()
+    settings.CopyFrom(proto.second_stage_post_processing)
+    settings.batch_non_max_suppression.change_coordinate_frame = True
+    return build_postprocess(settings)
 
 
 def build_proposals(proto: faster_rcnn_pb2.FasterRcnn) -> ProposalGenerator:

@@ -16,12 +16,12 @@ class Normalization(NamedTuple):
     offset: float | tuple[float, ...]
 
     def __call__(self, images: tf.Tensor) -> tf.Tensor:
-        """`[..., C]` of any type -> float32 of the same shape. Offsets of single channels are left out where an image
-        has another number of channels (grey ones), as the OD API does."""
-        scaled = tf.constant(self.scale) * tf.cast(images, tf.float32)
-        if isinstance(self.offset, tuple) and images.shape[-1] != len(self.offset):
-            return scaled
-        return scaled + tf.constant(self.offset)
+        """`[..., C]` of any type -> float32 of the same shape; unchanged where there are numbers per channel and an
+        image has another number of channels (grey ones), as in the OD API."""
+        images = tf.cast(images, tf.float32)
+        if any(isinstance(each, tuple) and images.shape[-1] != len(each) for each in self):
+            return images
+        return tf.constant(self.scale) * images + tf.constant(self.offset)
 
     def inverse(self, values: tuple[float, ...]) -> tuple[float, ...]:
         """The pixel that becomes `values`, one per channel."""

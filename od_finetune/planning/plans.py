@@ -128,4 +128,22 @@ def noise(detector: fields.Detector, config: pipeline.TrainEvalPipelineConfig) -
     image, _ = detector.resize(tf.zeros([*_PHOTOGRAPH, 3], tf.uint8))
     shape = tuple(image.shape[:2])
     max_boxes = config.train_input_reader.max_number_of_boxes
-    return probe.random_batch(config.train_config.batch_size, shape, detector.num_classes, max_boxes)
+    batch = probe.random_batch(config.train_config.batch_size, shape, detector.num_classes, max_boxes)
+    return batch._replace(groundtruth=_with_extras(batch.groundtruth, config, shape))
+
+
+def _with_extras(
+    groundtruth: fields.Groundtruth, config: pipeline.TrainEvalPipelineConfig, shape: tuple[int, int]
+) -> fields.Groundtruth:
+    """With the masks and keypoints, all zeros, that the input reader loads."""
+    each, reader = [int(size) for size in groundtruth.weights.shape], config.train_input_reader
+    if reader.load_instance_masks:
+        groundtruth = groundtruth._replace(masks=tf.zeros([*each, *shape], tf.uint8))
+    if reader.num_keypoints:
+        points = [*each, reader.num_keypoints]
+        seen = tf.ones(points, tf.bool)
+        groundtruth = groundtruth._replace(keypoints=tf.zeros([*points, 2]), keypoint_visibilities=seen)
+        if reader.load_keypoint_depth_features:
+            zeros = tf.zeros(points)
+            groundtruth = groundtruth._replace(keypoint_depths=zeros, keypoint_depth_weights=zeros)
+    return groundtruth

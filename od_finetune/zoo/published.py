@@ -94,7 +94,7 @@ centernet_resnet101_v1_fpn_512x512_coco17_tpu-8 resnet_v1_101_fpn 512x512 34.2 3
 centernet_resnet50_v2_512x512_coco17_tpu-8 resnet_v2_50 512x512 29.5 27
 centernet_resnet50_v2_512x512_kpts_coco17_tpu-8 resnet_v2_50 512x512 27.6/48.2 30
 centernet_mobilenetv2fpn_512x512_coco17_od mobilenet_v2_fpn 512x512 23.4 6
-centernet_mobilenetv2fpn_512x512_coco17_kpts mobilenet_v2_fpn 512x512 41.7 6
+centernet_mobilenetv2fpn_512x512_coco17_kpts mobilenet_v2_fpn 512x512 41.7 6 keypoint mAP | GPU
 efficientdet_d0_coco17_tpu-32 ssd_efficientnet-b0_bifpn_keras 512x512 33.6 39
 efficientdet_d1_coco17_tpu-32 ssd_efficientnet-b1_bifpn_keras 640x640 38.4 54
 efficientdet_d2_coco17_tpu-32 ssd_efficientnet-b2_bifpn_keras 768x768 41.8 67
@@ -209,7 +209,7 @@ mask_rcnn_inception_resnet_v2_1024x1024_coco17_gpu-8 65007685
 ssd_mobilenet_v2_fpnlite_640x640_coco17_tpu-8 2667002
 ssd_resnet101_v1_fpn_640x640_coco17_tpu-8 51960570
 faster_rcnn_resnet101_v1_640x640_coco17_tpu-8 47556199
-faster_rcnn_resnet152_v1_800x1333_coco17_gpu-8 63245927
+faster_rcnn_resnet152_v1_800x1333_coco17_gpu-8 63975371
 """
 PARAMETERS: dict[str, int] = {
     archive: int(count) for archive, count in (line.split() for line in _PARAMETERS.split("\n") if line)

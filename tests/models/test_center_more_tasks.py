@@ -13,9 +13,10 @@ from od_finetune import fields
 from od_finetune.boxes.center_grid import Grid
 from od_finetune.config.detector import build_detector
 from od_finetune.errors import UserError
-from od_finetune.models.detectors.center_net import CenterNet
+from od_finetune.models.detectors.center_net import CenterNet, _on_grid
 from od_finetune.models.detectors.center_tasks import TRAINING
 from od_finetune.protos import model_pb2
+from od_finetune.training import probe
 
 SMALL = "{ num_filters: 4 kernel_sizes: 3 }"
 BASE = f"""center_net {{
@@ -195,3 +196,11 @@ def test_what_is_not_loaded_is_named(model, missing, field):
 def test_what_does_not_go_together(tasks, message):
     with pytest.raises(UserError, match=message):
         center_net(*tasks)
+
+
+def test_masks_are_padded_as_the_network_pads_its_input():
+    grid = Grid(tf.constant([[5, 6, 3]]), 4, 2, 2)  # 8x8 pixels, of which the image has 5x6
+    masks = tf.ones([1, 1, 5, 6], tf.uint8)
+    groundtruth = probe.random_batch(1, (5, 6), 1, 1, 1).groundtruth._replace(masks=masks)
+    padded = _on_grid(groundtruth, grid).masks.numpy()
+    assert padded.shape == (1, 1, 8, 8) and padded[0, 0, :5, :6].all() and padded.sum() == 30

@@ -212,6 +212,7 @@ def test_learns_one_image_and_freezes(everything):
     ('keypoint_estimation_task { task_name: "a" }', "keypoint_label_map_path: found '', expected the label map"),
     ("densepose_estimation_task {}", "found it without mask_estimation_task"),
     ("deepmac_mask_estimation { network_type: 'fully_connected' }", "network_type: found 'fully_connected', expected"),
+    ("image_resizer { keep_aspect_ratio_resizer { convert_to_grayscale: true } }", "convert_to_grayscale: true, but"),
     ("track_estimation_task { num_track_ids: 0 }", "track_estimation_task.num_track_ids: found 0"),
     ("post_processing { score_converter: SIGMOID }", "post_processing.score_converter: a CenterNet's scores"),
 ])  # fmt: skip
@@ -270,3 +271,14 @@ def test_keypoints_alone_say_where_objects_are(tmp_path):
     assert found.classes[0, 0] == 1
     np.testing.assert_allclose(found.boxes[0, 0], np.array([2, 5, 6, 9]) / 16, atol=1e-6)
     np.testing.assert_allclose(found.keypoints[0, 0], np.array([[2, 5], [6, 9], [5, 6]]) / 16, atol=1e-6)
+
+
+def test_ground_truth_that_is_not_as_a_task_needs_it(everything):
+    detector, predictions, whole = *everything[:2], groundtruth()
+    for wrong, said in (
+        (whole._replace(keypoints=None), "loads 0 per object; set num_keypoints"),
+        (whole._replace(keypoints=whole.keypoints[:, :, :2]), "loads 2 per object; set num_keypoints"),
+        (whole._replace(keypoint_depths=None), "set load_keypoint_depth_features"),
+    ):
+        with pytest.raises(UserError, match=said):
+            detector.losses(predictions, wrong)

@@ -10,7 +10,7 @@ import tensorflow as tf
 from od_finetune import fields
 from od_finetune.boxes import center_keypoint_decode, center_keypoint_results, center_keypoints
 from od_finetune.boxes.center_grid import Grid
-from od_finetune.models.detectors.center_tasks import Maps, Scene, Task, head_lists, named_tuple
+from od_finetune.models.detectors.center_tasks import Maps, Scene, Task, check_keypoints, head_lists, named_tuple
 from od_finetune.models.heads.center import HeadOptions, HeadSpec
 
 # Places of the lists among the OD API's parameters: what the keypoints are, then the heads.
@@ -72,6 +72,7 @@ class KeypointPart(NamedTuple):
 
     def losses(self, maps: Maps, groundtruth: fields.Groundtruth, grid: Grid) -> dict[str, tf.Tensor]:
         """By name."""
+        check_keypoints(groundtruth, self.targets.indices, self.options.predict_depth)
         depths = maps[self.depth] if self.options.predict_depth else None
         predictions = center_keypoints.Predictions(
             maps[self.heatmap], maps[self.offset], maps[self.regression], depths

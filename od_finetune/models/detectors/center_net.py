@@ -90,6 +90,7 @@ class CenterNet(NetworkDetector):
     def losses(self, predictions: dict[str, tf.Tensor], groundtruth: fields.Groundtruth) -> dict[str, tf.Tensor]:
         """Weighted scalar losses by name; their sum is what is minimised (without regularisation)."""
         grid = self._grid(predictions)
+        groundtruth = _on_grid(groundtruth, grid)
         found: dict[str, tf.Tensor] = {}
         for task in (self._center, *self._tasks):
             losses = task.losses(predictions, groundtruth, grid)
@@ -162,9 +163,20 @@ class CenterNet(NetworkDetector):
         return next(filter(None, (head.class_layout(name) for head in self.heads)), None)
 
 
+def _on_grid(groundtruth: fields.Groundtruth, grid: Grid) -> fields.Groundtruth:
+    """Masks zero-padded as the network pads its input, to all that the grid covers."""
+    if groundtruth.masks is None:
+        return groundtruth
+    shape = tf.shape(groundtruth.masks)
+    missing = [tf.maximum(cells * grid.stride - shape[2 + i], 0) for i, cells in enumerate((grid.height, grid.width))]
+    return groundtruth._replace(masks=tf.pad(groundtruth.masks, [[0, 0], [0, 0], *([0, each] for each in missing)]))
+
+
 def _suppressed(detections: fields.Detections, nms: MulticlassNms) -> fields.Detections:
     """What non-maximum suppression leaves; scores and classes are then those of all classes' scores at a peak."""
-    selected = nms(detections.boxes, detections.multiclass_scores)
+    # What fills up the peaks is none, whatever the heat there.
+    peaks = tf.sequence_mask(detections.num_detections, tf.shape(detections.scores)[1])[..., tf.newaxis]
+    selected = nms(detections.boxes, tf.where(peaks, detections.multiclass_scores, tf.float32.min))
     rest = {
         name: selected.gather(value)
         for name, value in detections._asdict().items()

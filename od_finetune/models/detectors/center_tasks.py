@@ -111,6 +111,7 @@ class Center:
         logits, keypoints = maps[OBJECT_CENTER], self.from_keypoints
         if keypoints is None:
             return {OBJECT_CENTER: self.targets.losses(logits, groundtruth, grid)}
+        check_keypoints(groundtruth, keypoints.indices)
         labels = center_keypoints.select(groundtruth, keypoints.class_id, keypoints.indices, grid)
         heat = center_targets.keypoint_center_heat_map(
             labels.points, labels.weights, keypoints.weights, groundtruth.classes, groundtruth.weights, grid,
@@ -162,6 +163,18 @@ def check_loaded(task: str, field: str, *values: tf.Tensor | None) -> None:
     if any(value is None for value in values):
         raise UserError(f"model.center_net.{task} learns from what the input reader does not load; set {field}: true "
                         "in train_input_reader (and eval_input_reader), or remove the task")
+
+
+def check_keypoints(groundtruth: fields.Groundtruth, indices: Sequence[int], depths: bool = False) -> None:
+    """Raises a UserError where the input reader has not loaded the keypoints `indices`, or their depths."""
+    found = 0 if groundtruth.keypoints is None else groundtruth.keypoints.shape[2]
+    if found is not None and found <= max(indices):
+        raise UserError(f"model.center_net.keypoint_estimation_task learns keypoint {max(indices)} (from 0), but the "
+                        f"input reader loads {found} per object; set num_keypoints in train_input_reader (and "
+                        "eval_input_reader) to the number that the records have")
+    if depths and groundtruth.keypoint_depths is None:
+        raise UserError("model.center_net.keypoint_estimation_task.predict_depth learns from what the input reader "
+                        "does not load; set load_keypoint_depth_features: true in it")
 
 
 def head_lists(*heads: str) -> tuple[str, ...]:

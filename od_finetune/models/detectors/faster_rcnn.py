@@ -128,9 +128,9 @@ class FasterRCNN(NetworkDetector):
         bank = self._bank(inputs, context)
         if bank is not None:
             predictions[CONTEXT] = bank
-            if training and context is None:
-                logger.warning("model.faster_rcnn.context_config: no context features are loaded; regions learn to "
-                               "attend to an empty bank.")
+            if context is None:
+                logger.warning("model.faster_rcnn.context_config: no context features are loaded; regions attend to an "
+                               "empty bank.")
         if self.second is None:
             return predictions
         image_size = layers.spatial_shape(inputs)
@@ -314,6 +314,9 @@ class FasterRCNN(NetworkDetector):
             raise UserError("the OD API's TF2 half has two-stage detectors with mask_rcnn_box_predictor only")
         conv, predictors = self.rpn.tf2_objects()
         masks = self.second.mask_head
+        if self.second.attention is not None:
+            raise UserError("model.faster_rcnn.context_config: TF2 checkpoints have no names for its attention here; "
+                            "export as TF1")
         return {
             "_groundtruth_lists": {},
             "_first_stage_box_predictor_first_conv": conv,
