@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import results
 import tensorflow as tf
 from goldens import (
     assert_close,
@@ -164,6 +165,7 @@ def test_golden(shared, folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("folder", CHAOTIC)
 def test_golden_up_to_the_network(shared, folder):
+    results.note(folder, failed="features and predictions", why="not within 2e-3: see CHAOTIC in tests/test_goldens.py")
     golden = shared / "reference" / "goldens" / folder
     detector = build_detector(read_model(golden / "pipeline.config"))
     assert_same_variables(detector, golden)
