@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import tf_keras
 
+from od_finetune.config.rows import find
 from od_finetune.errors import UserError
 from od_finetune.models import upsampling
 from od_finetune.models.backbones import hourglass, mobilenet_v2, resnet_v1, resnet_v1_names, resnet_v2
@@ -16,7 +17,7 @@ from od_finetune.models.layers import BatchNorm, ConvHyperparams
 from od_finetune.models.necks.decoders import Deconvolutions, TopDown
 from od_finetune.models.necks.levels import Levels
 from od_finetune.models.normalization import IDENTITY, ChannelNormalization, Normalization
-from od_finetune.names import Vocabulary, nearest
+from od_finetune.names import Vocabulary
 from od_finetune.protos import center_net_pb2
 
 AT = "model.center_net.feature_extractor"
@@ -162,13 +163,7 @@ def build_extractor(proto: Proto) -> tuple[Extractor, ChannelNormalization]:
     Raises:
       UserError: the type is not in TABLE, or a field asks for what it does not have.
     """
-    row = TABLE.get(proto.type)
-    if row is None:
-        like = nearest(proto.type, TABLE) or sorted(TABLE)
-        raise UserError(
-            f"{AT}.type: found {proto.type!r}, expected one of {', '.join(sorted(TABLE))}; "
-            f"the nearest: {', '.join(like)}"
-        )
+    row = find(TABLE, proto.type, AT)
     _check_options(proto, row)
     means, deviations = _three(proto, "channel_means", 0.0), _three(proto, "channel_stds", 1.0)
     normalize = ChannelNormalization(means, deviations, proto.bgr_ordering, row.then, row.then_reverse)

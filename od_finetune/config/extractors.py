@@ -19,10 +19,10 @@ from od_finetune.config.families import (
     resnet,
 )
 from od_finetune.config.hyperparams import build_hyperparams
-from od_finetune.config.rows import Row
+from od_finetune.config.rows import Row, find
 from od_finetune.errors import UserError
 from od_finetune.models.normalization import Normalization
-from od_finetune.names import Rules, Vocabulary, nearest
+from od_finetune.names import Rules, Vocabulary
 from od_finetune.protos import ssd_pb2
 
 logger = logging.getLogger(__name__)
@@ -58,13 +58,7 @@ def build_extractor(proto: ssd_pb2.SsdFeatureExtractor, freeze_batchnorm: bool =
     Raises:
       UserError: the type is not in TABLE, or a field asks for what it does not have.
     """
-    row = TABLE.get(proto.type)
-    if row is None:
-        like = nearest(proto.type, TABLE) or sorted(TABLE)
-        raise UserError(
-            f"model.ssd.feature_extractor.type: found {proto.type!r}, expected one of {', '.join(sorted(TABLE))}; "
-            f"the nearest: {', '.join(like)}"
-        )
+    row = find(TABLE, proto.type, "model.ssd.feature_extractor")
     family = row.family
     hyperparams = build_hyperparams(proto.conv_hyperparams, "model.ssd.feature_extractor.conv_hyperparams")
     overridden = proto.override_base_feature_extractor_hyperparams

@@ -115,7 +115,7 @@ def _fields(message: Message, prefix: str, skipped: Collection[str], allow: bool
             continue
         path = f"{prefix}{field.name}"
         status = honoured.status(field)
-        replacement = honoured.REPLACED_BY.get((honoured.message_name(field.containing_type), field.name))
+        replacement = honoured.replacement(field)
         if replacement:
             effect = "" if status is honoured.Status.HONOURED else " and without effect here"
             yield Finding(WARNING, path, f"{field.name} is deprecated{effect}", replacement)

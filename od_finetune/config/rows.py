@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import tensorflow as tf
 
 from od_finetune.config import necks
+from od_finetune.errors import UserError
 from od_finetune.models.layers import ConvHyperparams
 from od_finetune.models.normalization import SYMMETRIC, Normalization
-from od_finetune.names import Rules, Vocabulary
+from od_finetune.names import Rules, Vocabulary, nearest
 from od_finetune.protos import faster_rcnn_pb2, ssd_pb2
 
 
@@ -71,3 +72,19 @@ class TwoStageRow(NamedTuple):
     tf2_scope: str = ""  # in front of the neck's TF2 names
     arguments: dict[str, Any] = {}  # further ones of `first`
     second_arguments: dict[str, Any] = {}  # further ones of `second`
+
+
+AnyRow = TypeVar("AnyRow")
+
+
+def find(table: Mapping[str, AnyRow], kind: str, at: str) -> AnyRow:
+    """The row of a feature extractor type, which the config names at `at`.
+
+    Raises:
+      UserError: there is none; the message has the nearest types.
+    """
+    if kind not in table:
+        like = nearest(kind, table) or sorted(table)
+        raise UserError(f"{at}.type: found {kind!r}, expected one of {', '.join(sorted(table))}; the nearest: "
+                        f"{', '.join(like)}")
+    return table[kind]

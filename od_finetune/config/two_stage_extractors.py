@@ -10,12 +10,12 @@ import tensorflow as tf
 from od_finetune.config import necks
 from od_finetune.config.families import faster_rcnn_resnet, faster_rcnn_resnet_fpn, inception, nasnet
 from od_finetune.config.hyperparams import build_hyperparams
-from od_finetune.config.rows import TwoStageRow
+from od_finetune.config.rows import TwoStageRow, find
 from od_finetune.errors import UserError
 from od_finetune.models.layers import ConvHyperparams
 from od_finetune.models.necks.levels import Levels
 from od_finetune.models.normalization import Normalization
-from od_finetune.names import Rules, Vocabulary, nearest
+from od_finetune.names import Rules, Vocabulary
 from od_finetune.protos import faster_rcnn_pb2
 
 AT = "model.faster_rcnn.feature_extractor"
@@ -50,13 +50,7 @@ def build_extractor(proto: faster_rcnn_pb2.FasterRcnnFeatureExtractor) -> TwoSta
     Raises:
       UserError: the type is not in TABLE, or a field asks for what it does not have.
     """
-    row = TABLE.get(proto.type)
-    if row is None:
-        like = nearest(proto.type, TABLE) or sorted(TABLE)
-        raise UserError(
-            f"{AT}.type: found {proto.type!r}, expected one of {', '.join(sorted(TABLE))}; the nearest: "
-            f"{', '.join(like)}"
-        )
+    row = find(TABLE, proto.type, AT)
     _check(proto, row)
     family, base, neck_hyperparams = row.family, *_hyperparams(proto, row)
     scopes = [f"{part}/{family.scope}".rstrip("/") for part in (FIRST, SECOND)]

@@ -34,6 +34,7 @@ class CocoDetectionMetrics:
         mAP of those of its categories that have ground truth.
     """
 
+    prefix = PREFIX  # of the results' names
     primary = PREFIX + AVERAGE
 
     def __init__(
@@ -48,16 +49,24 @@ class CocoDetectionMetrics:
 
     def reset(self) -> None:
         """Forgets all images."""
-        self._records: list[ImageRecord] = []
+        self.records: list = []
 
     def update(self, batch: fields.Batch, detections: fields.Detections) -> None:
         """Adds the images of a batch (eager tensors or numpy)."""
-        self._records.extend(image_records(batch, detections))
+        self.records.extend(image_records(batch, detections))
 
     def result(self) -> dict[str, float]:
         """All metrics over the images seen since the last `reset`."""
-        precision, recall = precision_and_recall(self._records, list(self._breakdown.names))
-        return self._breakdown.values(PREFIX, precision, recall)
+        return self._breakdown.values(self.prefix, *self.tables())
+
+    @property
+    def category_ids(self) -> list[int]:
+        """Of the categories that are measured."""
+        return list(self._breakdown.names)
+
+    def tables(self) -> tuple[np.ndarray, np.ndarray]:
+        """See `precision_and_recall`."""
+        return precision_and_recall(self.records, self.category_ids)
 
 
 def precision_and_recall(records: Sequence[ImageRecord], category_ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

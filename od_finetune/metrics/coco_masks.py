@@ -5,7 +5,7 @@ An image's masks are kept as run-length code, a few hundred bytes each, in the f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import hotcoco
@@ -14,9 +14,9 @@ import numpy as np
 from od_finetune import fields
 from od_finetune.boxes.paste import paste, resize_mask
 from od_finetune.errors import UserError
-from od_finetune.metrics.coco import xywh
-from od_finetune.metrics.coco_tables import AVERAGE, Breakdown
-from od_finetune.metrics.records import ImageRecord, image_records, unique_names
+from od_finetune.metrics.coco import CocoDetectionMetrics, xywh
+from od_finetune.metrics.coco_tables import AVERAGE
+from od_finetune.metrics.records import ImageRecord, image_records
 
 PREFIX = "DetectionMasks_"
 _CHOSEN = "metrics_set holds coco_mask_metrics, but"
@@ -34,31 +34,18 @@ class MaskRecord(NamedTuple):
     detected_masks: list[Rle]
 
 
-class CocoMaskMetrics:
+class CocoMaskMetrics(CocoDetectionMetrics):
     """Average precision and recall of instance masks, as `CocoDetectionMetrics` of boxes in all else.
 
     Sizes go by the record's area where it gives one, else by the mask's own.
 
     Args:
       names: category name by label id (1-based); detections of other ids count for nothing.
-      per_category, all_per_category, super_categories: as `coco_tables.Breakdown`, under `DetectionMasks_...`.
+      per_category, all_per_category, super_categories: as `CocoDetectionMetrics`, under `DetectionMasks_...`.
     """
 
+    prefix = PREFIX
     primary = PREFIX + AVERAGE
-
-    def __init__(
-        self,
-        names: Mapping[int, str],
-        per_category: bool = False,
-        all_per_category: bool = False,
-        super_categories: Mapping[str, Sequence[str]] | None = None,
-    ):
-        self._breakdown = Breakdown(unique_names(names), per_category, all_per_category, super_categories or {})
-        self.reset()
-
-    def reset(self) -> None:
-        """Forgets all images."""
-        self._records: list[MaskRecord] = []
 
     def update(self, batch: fields.Batch, detections: fields.Detections) -> None:
         """Adds the images of a batch (eager tensors or numpy).
@@ -70,12 +57,11 @@ class CocoMaskMetrics:
             raise UserError(f"{_CHOSEN} the records' masks are not read; set load_instance_masks of eval_input_reader")
         if detections.masks is None:
             raise UserError(f"{_CHOSEN} the model predicts no masks; take it out, or give the model a mask head")
-        self._records.extend(mask_records(batch, detections))
+        self.records.extend(mask_records(batch, detections))
 
-    def result(self) -> dict[str, float]:
-        """All metrics over the images seen since the last `reset`."""
-        precision, recall = precision_and_recall(self._records, list(self._breakdown.names))
-        return self._breakdown.values(PREFIX, precision, recall)
+    def tables(self) -> tuple[np.ndarray, np.ndarray]:
+        """See `precision_and_recall`."""
+        return precision_and_recall(self.records, self.category_ids)
 
 
 def mask_records(batch: fields.Batch, detections: fields.Detections) -> list[MaskRecord]:

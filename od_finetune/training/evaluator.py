@@ -67,14 +67,21 @@ class Evaluator(orbit.StandardEvaluator):
         """The first metric's main value's name; the total loss where there is no metric."""
         return self.metrics[0].primary if self.metrics else fields.TOTAL_LOSS
 
-    def result_names(self) -> list[str]:
-        """What an evaluation will give, without one: the metrics' results, and the losses that every detector has."""
+    def result_names(self, with_losses: bool) -> list[str]:
+        """What an evaluation will give, without one: the metrics' results, and the losses if asked for, as that traces
+        the detector."""
         names: list[str] = []
         for metric in self.metrics:
             metric.reset()
             names += metric.result()
-        losses = [fields.LOCALIZATION_LOSS, fields.CLASSIFICATION_LOSS, fields.TOTAL_LOSS]
-        return names + (losses if self.with_losses else [])
+        return names + (self._loss_names() if with_losses and self.with_losses else [])
+
+    def _loss_names(self) -> list[str]:
+        @tf.autograph.experimental.do_not_convert
+        def losses(batch: fields.Batch) -> dict[str, tf.Tensor]:
+            return self._losses(batch, self._predictions(batch))
+
+        return list(self.eval_dataset.map(losses).element_spec)  # traced, not run
 
     def evaluate(self, num_steps: tf.Tensor) -> orbit.runner.Output | None:
         """As orbit's; errors of the input pipeline become UserError."""
@@ -98,13 +105,17 @@ class Evaluator(orbit.StandardEvaluator):
     ) -> tuple[fields.Batch, fields.Detections, dict[str, tf.Tensor]]:
         """Detections and losses of the next batch; traced."""
         batch = next(iterator)
-        predictions = self.detector.predict(self.detector.normalize(batch.images), batch.true_shapes, training=False)
-        losses: dict[str, tf.Tensor] = {}
-        if self.with_losses:
-            with randomness.step_seed(tf.constant([0, 0])):  # sampled anchors: the same at every evaluation
-                losses = dict(self.detector.losses(predictions, batch.groundtruth))
-            losses[fields.TOTAL_LOSS] = tf.add_n(list(losses.values()))
+        predictions = self._predictions(batch)
+        losses = self._losses(batch, predictions) if self.with_losses else {}
         return batch, self.detector.postprocess(predictions, batch.true_shapes), losses
+
+    def _predictions(self, batch: fields.Batch) -> dict[str, tf.Tensor]:
+        return self.detector.predict(self.detector.normalize(batch.images), batch.true_shapes, training=False)
+
+    def _losses(self, batch: fields.Batch, predictions: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        with randomness.step_seed(tf.constant([0, 0])):  # sampled anchors: the same at every evaluation
+            losses = dict(self.detector.losses(predictions, batch.groundtruth))
+        return {**losses, fields.TOTAL_LOSS: tf.add_n(list(losses.values()))}
 
     def eval_reduce(self, state: None = None, step_outputs: orbit.runner.Output | None = None) -> None:
         """Takes one batch's outputs into metrics, loss totals and pictures; eager."""

@@ -93,7 +93,7 @@ class TrainingLoop:
         )
         self.best = None
         if evaluator is not None and best is not None:
-            check_metric(best.metric, evaluator.result_names())
+            check_metric(best.metric, evaluator.result_names(best.metric.startswith(fields.LOSSES)))
             self.best = Best(self.model_dir / "best", self.checkpoints.checkpoint, best)
         self.progress = progress or Progress(settings.num_steps, settings.batch_size)
         self.stop = StopRequest()

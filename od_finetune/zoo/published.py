@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-COCO, PASCAL, OPEN_IMAGES, COCO_50 = "COCO mAP", "Pascal mAP@0.5", "Open Images mAP@0.5", "COCO AP@0.5"
-_GPU = "GPU"
+_COCO, _GPU = "COCO mAP", "GPU"  # where a line says nothing else
 
 
 class Published(NamedTuple):
@@ -130,7 +129,7 @@ mask_rcnn_inception_resnet_v2_1024x1024_coco17_gpu-8 faster_rcnn_inception_resne
 
 def _parse(line: str) -> Published:
     archive, kind, size, score, milliseconds, *rest = line.split(maxsplit=5)
-    metric, device = rest[0].split(" | ") if rest else (COCO, _GPU)
+    metric, device = rest[0].split(" | ") if rest else (_COCO, _GPU)
     return Published(archive, kind, size, metric, score.strip("-"), milliseconds.strip("-"), device)
 
 
@@ -209,7 +208,6 @@ mask_rcnn_inception_resnet_v2_1024x1024_coco17_gpu-8 65007685
 ssd_mobilenet_v2_fpnlite_640x640_coco17_tpu-8 2667002
 ssd_resnet101_v1_fpn_640x640_coco17_tpu-8 51960570
 faster_rcnn_resnet101_v1_640x640_coco17_tpu-8 47556199
-faster_rcnn_resnet152_v1_800x1333_coco17_gpu-8 63975371
 """
 PARAMETERS: dict[str, int] = {
     archive: int(count) for archive, count in (line.split() for line in _PARAMETERS.split("\n") if line)

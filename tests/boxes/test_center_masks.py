@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tensorflow as tf
+from center import masks_of, truth
 
-from od_finetune import fields
 from od_finetune.boxes import center_masks, losses
 from od_finetune.boxes.center_grid import Grid
 from od_finetune.boxes.center_masks import Masks
@@ -12,20 +12,6 @@ from od_finetune.boxes.center_masks import Masks
 GRID = Grid(tf.constant([[16, 16, 3]]), 4, 4, 4)
 SIGMOID = losses.SigmoidClassificationLoss()
 LN2 = np.log(2)
-
-
-def truth(weights=((1, 1, 0),), classes=(((1, 0), (0, 1), (0, 0)),), **more):
-    weights = tf.constant(weights, tf.float32)
-    false = tf.zeros(tf.shape(weights), tf.bool)
-    return fields.Groundtruth(tf.zeros([*weights.shape, 4]), tf.constant(classes, tf.float32), weights,
-                              tf.constant([2]), false, false, false, weights, **more)
-
-
-def masks_of(*regions, size=16):
-    masks = np.zeros([1, len(regions), size, size], np.uint8)
-    for row, (top, left, bottom, right) in enumerate(regions):
-        masks[0, row, top:bottom, left:right] = 1
-    return tf.constant(masks)
 
 
 def test_mask_targets_by_hand():

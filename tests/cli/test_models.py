@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import published
 import pytest
 
 from od_finetune.cli.main import main
 from od_finetune.config.catalogue import kinds
-from od_finetune.zoo.published import TABLE
+from od_finetune.zoo.published import PARAMETERS, TABLE
 from od_finetune.zoo.table import CLASSIFICATION, ENTRIES
 
 
@@ -28,6 +29,12 @@ def test_sources_of_backbones(capsys):
 def test_a_pattern_that_is_none(capsys):
     assert main(["models", "--grep", "("]) == 2
     assert "not a regular expression" in capsys.readouterr().err
+
+
+def test_every_number_of_parameters_is_counted_anew_by_a_config(shared):
+    configs = published.configs()
+    for archive in PARAMETERS:
+        assert any(published.is_config_of(name, archive) for name in configs), archive
 
 
 def test_types_are_listed_once():

@@ -3,74 +3,13 @@ from __future__ import annotations
 import json
 
 import pytest
-import tensorflow as tf
+from lint_config import only
 
 from od_finetune.cli.main import main
 from od_finetune.config import lint, pipeline, positions
-from od_finetune.config.finding import ERROR, INFO, WARNING, Finding
+from od_finetune.config.finding import ERROR, INFO, WARNING
 from od_finetune.errors import UserError
 from od_finetune.protos.pipeline_pb2 import TrainEvalPipelineConfig
-
-CONFIG = """\
-model {{
-  ssd {{
-    num_classes: 2
-    image_resizer {{ fixed_shape_resizer {{ height: 64 width: 64 }} }}
-    feature_extractor {{ type: "ssd_mobilenet_v1" num_layers: 2 }}
-    box_coder {{ faster_rcnn_box_coder {{ }} }}
-    matcher {{ argmax_matcher {{ }} }}
-    similarity_calculator {{ iou_similarity {{ }} }}
-    box_predictor {{ convolutional_box_predictor {{ }} }}
-    anchor_generator {{ ssd_anchor_generator {{ num_layers: 2 aspect_ratios: 1.0 }} }}
-    loss {{
-      localization_loss {{ weighted_smooth_l1 {{ }} }}
-      classification_loss {{ weighted_sigmoid {{ }} }}
-    }}
-  }}
-}}
-train_config {{
-  batch_size: 2
-  num_steps: 10
-  optimizer {{
-    momentum_optimizer {{ learning_rate {{ constant_learning_rate {{ }} }} }}
-    use_moving_average: false
-  }}
-}}
-train_input_reader {{
-  label_map_path: "{folder}/labels.pbtxt"
-  tf_record_input_reader {{ input_path: "{folder}/train-*.record" }}
-}}
-eval_config {{ metrics_set: "coco_detection_metrics" }}
-eval_input_reader {{
-  label_map_path: "{folder}/labels.pbtxt"
-  tf_record_input_reader {{ input_path: "{folder}/train-0.record" }}
-}}
-"""
-LABELS = "item { id: 1 name: 'cat' }\nitem { id: 2 name: 'dog' }\n"
-
-
-@pytest.fixture
-def folder(tmp_path):
-    (tmp_path / "labels.pbtxt").write_text(LABELS)
-    with tf.io.TFRecordWriter(str(tmp_path / "train-0.record")) as writer:
-        writer.write(b"a record")
-        writer.write(b"another")
-    (tmp_path / "my.config").write_text(CONFIG.format(folder=tmp_path))
-    return tmp_path
-
-
-@pytest.fixture
-def findings(folder):
-    """findings("path=value", ...): what lint says about the good config after these overrides."""
-
-    def run(*overrides: str, **options) -> list[Finding]:
-        return lint.lint(pipeline.load(folder / "my.config", overrides), **options)
-
-    return run
-
-
-def only(found: list[Finding], severity: str) -> list[Finding]:
-    return [finding for finding in found if finding.severity == severity]
 
 
 def test_a_good_config_has_no_finding(findings):
@@ -242,87 +181,6 @@ def test_gaps_and_spare_classes_are_warnings(findings, folder):
     assert only(found, ERROR) == []
     texts = " ".join(finding.message for finding in only(found, WARNING))
     assert "no item for id 2-3" in texts and "num_classes 5" in texts
-
-
-OPTIONAL = [
-    ("model.ssd.mask_head_config={}", "model.ssd.mask_head_config"),
-    ("model.ssd.feature_extractor.replace_preprocessor_with_placeholder=true",
-     "model.ssd.feature_extractor.replace_preprocessor_with_placeholder"),
-    ("model.ssd.use_confidences_as_targets=true", "model.ssd.use_confidences_as_targets"),
-    ("model.ssd.implicit_example_weight=0.5", "model.ssd.implicit_example_weight"),
-    ("model.ssd.loss.equalization_loss.weight=1", "model.ssd.loss.equalization_loss.weight"),
-    ("graph_rewriter={quantization {}}", "graph_rewriter"),
-    ("train_input_reader.load_multiclass_scores=true", "train_input_reader.load_multiclass_scores"),
-    ("train_input_reader.input_type=TF_SEQUENCE_EXAMPLE", "train_input_reader.input_type"),
-    ("train_config.data_augmentation_options={autoaugment_image {}}",
-     "train_config.data_augmentation_options[0].autoaugment_image"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("override, path", OPTIONAL)
-def test_set_but_not_honoured_is_an_error_unless_allowed(findings, override, path):
-    (error,) = [finding for finding in findings(override) if finding.unhonoured]
-    assert (error.severity, error.path) == (ERROR, path)
-    assert "not honoured" in error.message and "--allow_unhonoured" in error.hint
-    if path == "graph_rewriter":
-        assert "quantisation-aware training" in error.message and "remove graph_rewriter" in error.hint
-    allowed = findings(override, allow_unhonoured=True)
-    (warning,) = [finding for finding in allowed if finding.unhonoured]
-    assert warning.severity == WARNING and "left out" in warning.hint
-    assert only(allowed, ERROR) == []  # the parts of a run are built without the field
-
-
-def test_without_unhonoured_clears_what_it_names_and_nothing_else(folder):
-    plain = pipeline.load(folder / "my.config", ["train_config.data_augmentation_options={random_horizontal_flip {}}"])
-    overrides = [override.replace("augmentation_options=", "augmentation_options[+]=") for override, _ in OPTIONAL]
-    config = pipeline.load(folder / "my.config", [
-        "train_config.data_augmentation_options={random_horizontal_flip {}}", *overrides])  # fmt: skip
-    before = pipeline.to_text(config)
-    cleared, paths = lint.without_unhonoured(config)
-    assert set(paths) == {path.replace("options[0]", "options[1]") for _, path in OPTIONAL}
-    assert pipeline.to_text(config) == before
-    cleared.model.ssd.loss.ClearField("equalization_loss")  # empty now, and says nothing
-    assert cleared == plain
-
-
-@pytest.mark.parametrize(
-    "override, supported",
-    [
-        ("model.experimental_model={}", "ssd"),
-        ("model.ssd.loss.classification_loss={weighted_dice_classification_loss {}}", "weighted_sigmoid"),
-        ("train_input_reader.external_input_reader={}", "tf_record_input_reader"),
-    ],
-)
-@pytest.mark.parametrize("allowed", [False, True])
-def test_what_a_run_cannot_do_without_stays_an_error(findings, override, supported, allowed):
-    (error,) = [finding for finding in findings(override, allow_unhonoured=allowed) if finding.unhonoured]
-    assert error.severity == ERROR and supported in error.hint and "--allow_unhonoured" not in error.text()
-
-
-def test_the_default_of_a_field_that_is_not_honoured_is_fine(findings):
-    assert findings("train_input_reader.load_multiclass_scores=false", "model.ssd.implicit_example_weight=1.0") == []
-
-
-def test_machinery_is_a_note(findings):
-    (note,) = findings("train_config.sync_replicas=true")
-    assert note.severity == INFO and "no effect" in note.message
-    assert findings("train_config.sync_replicas=false") == []
-
-
-def test_deprecated_fields_name_their_replacement(findings):
-    found = findings(
-        "train_config.from_detection_checkpoint=true",
-        "train_config.load_all_detection_checkpoint_vars=true",
-        "train_config.batch_queue_capacity=5",
-        "eval_config.num_examples=10",
-        "eval_input_reader[0].queue_capacity=2",
-    )
-    assert {finding.severity for finding in found} == {WARNING}
-    hints = {finding.path: finding.hint for finding in found}
-    assert "fine_tune_checkpoint_type" in hints["train_config.from_detection_checkpoint"]
-    assert "fine_tune_checkpoint_type" in hints["train_config.load_all_detection_checkpoint_vars"]
-    assert "shuffle_buffer_size" in hints["eval_input_reader[0].queue_capacity"]
-    assert len(hints) == 5
 
 
 def test_checkpoint_types(findings, folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import batches
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -134,7 +135,7 @@ def test_regions_of_a_detector_see_the_bank():
     def gradient(seen: ContextBank) -> tf.Tensor:
         with tf.GradientTape() as tape:
             predictions = detector.predict(images, shapes, training=True, context=seen)
-            loss = tf.add_n(list(detector.losses(predictions, two_stage.groundtruth()).values()))
+            loss = tf.add_n(list(detector.losses(predictions, batches.two_objects()).values()))
         return tape.gradient(loss, keys)
 
     assert np.abs(gradient(bank())).max() > 0

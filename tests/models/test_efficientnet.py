@@ -89,7 +89,7 @@ def test_b6_is_the_one_of_tf_models_and_chaotic_with_the_golden_weights(shared):
 
 @pytest.mark.parametrize(
     ("version", "last", "unused"),
-    [("b0", 4, ("top", "logits")), ("b1", 4, ("stack_6/block_1", "top", "logits")),
+    [("b0", 4, ("top", "logits")), pytest.param("b1", 4, ("stack_6/block_1", "top", "logits"), marks=pytest.mark.slow),
      ("b0", 1, ("stack_2/", "stack_3/", "stack_4/", "stack_5/", "stack_6/", "top", "logits"))],
 )  # fmt: skip
 def test_what_follows_the_last_level_is_there_and_does_not_train(version, last, unused):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import batches
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -39,7 +40,7 @@ def batch(detector: FasterRCNN) -> fields.Batch:
     images = tf.convert_to_tensor(np.random.RandomState(1).uniform(0, 255, (2, 64, 64, 3)).astype(np.float32))
     text = tf.constant(["a", "b"])
     shapes = tf.constant([[64, 64, 3], [48, 56, 3]])
-    return fields.Batch(images, shapes, two_stage.groundtruth(), text, text, shapes[:, :2])
+    return fields.Batch(images, shapes, batches.two_objects(), text, text, shapes[:, :2])
 
 
 def trainer(detector: FasterRCNN, freeze: tuple[str, ...] = ()) -> Trainer:
@@ -60,7 +61,7 @@ def test_inference(detector):
     detections = detector.postprocess(predictions, tf.constant([[64, 64, 3]] * 2))
     assert detections.boxes.shape == (2, 5, 4) and detections.raw_scores.shape == (2, 6, 3)
     assert np.all(detections.boxes >= 0) and np.all(detections.boxes <= 1)
-    assert set(detector.losses(predictions, two_stage.groundtruth())) == LOSSES
+    assert set(detector.losses(predictions, batches.two_objects())) == LOSSES
 
 
 def test_boxes_are_relative_to_the_true_part(detector):
@@ -83,7 +84,7 @@ def test_training_leaves_the_second_stage_to_the_losses(detector):
     assert fields.CLASS_PREDICTIONS not in predictions and names.PROPOSALS in predictions
     inside = predictions[fields.ANCHORS].numpy()
     assert 0 < len(inside) < 32 and inside.min() >= 0 and inside.max() <= 64
-    assert set(detector.losses(predictions, two_stage.groundtruth())) == LOSSES
+    assert set(detector.losses(predictions, batches.two_objects())) == LOSSES
 
 
 def test_anchors_may_be_clipped_instead():
@@ -95,8 +96,8 @@ def test_hard_examples_are_mined_among_all_proposals():
     detector = two_stage.tiny(hard_example_miner="num_hard_examples: 2 iou_threshold: 0.99")
     predictions = predict(detector, training=True)
     assert predictions[fields.CLASS_PREDICTIONS].shape == (12, 3)
-    mined = detector.losses(predictions, two_stage.groundtruth())[two_stage_loss.ROI_CLASSIFICATION]
-    every = two_stage.tiny().losses(predictions, two_stage.groundtruth())[two_stage_loss.ROI_CLASSIFICATION]
+    mined = detector.losses(predictions, batches.two_objects())[two_stage_loss.ROI_CLASSIFICATION]
+    every = two_stage.tiny().losses(predictions, batches.two_objects())[two_stage_loss.ROI_CLASSIFICATION]
     assert 0 < mined < every
 
 
@@ -105,7 +106,7 @@ def test_one_stage_detects_objects_of_any_kind():
     predictions = predict(detector)
     detections = detector.postprocess(predictions, None)
     assert detections.boxes.shape == (2, 6, 4) and not np.any(detections.classes)
-    assert set(detector.losses(predictions, two_stage.groundtruth())) == {
+    assert set(detector.losses(predictions, batches.two_objects())) == {
         two_stage_loss.RPN_LOCALIZATION,
         two_stage_loss.RPN_OBJECTNESS,
     }
@@ -180,7 +181,7 @@ def test_a_frozen_first_stage_has_no_gradient():
 def test_the_seed_decides_what_is_sampled(detector):
     def losses() -> dict:
         with randomness.step_seed(tf.constant([1, 2])):
-            return detector.losses(predict(detector, training=True), two_stage.groundtruth())
+            return detector.losses(predict(detector, training=True), batches.two_objects())
 
     first, second = losses(), losses()
     assert {name: float(loss) for name, loss in first.items()} == {name: float(loss) for name, loss in second.items()}

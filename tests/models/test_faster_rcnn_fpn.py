@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from unittest import mock
 
+import batches
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -49,7 +50,7 @@ def test_it_learns_from_every_level_of_the_pyramid(detector):
     def step() -> tuple[dict, tf.Tensor, list[tf.Tensor | None]]:
         with tf.GradientTape() as tape:
             predictions = detector.predict(seen, shapes, training=True)
-            losses = detector.losses(predictions, two_stage.groundtruth())
+            losses = detector.losses(predictions, batches.two_objects())
             total = tf.add_n(list(losses.values()))
         sizes = [tf.shape(each)[1] for each in predictions[FEATURES_TO_CROP]]
         return losses, sizes, tape.gradient(total, variables)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import batches
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -59,20 +60,6 @@ def tiny(kind: str = "ssd_mobilenet_v1", extractor: str = "", predictor: str = "
         else:
             setattr(model.ssd, name, value)
     return build_detector(model)
-
-
-def groundtruth() -> fields.Groundtruth:
-    no = tf.zeros([2, 3], tf.bool)
-    return fields.Groundtruth(
-        boxes=tf.constant([[[0.1, 0.1, 0.6, 0.6], [0.3, 0.4, 0.9, 0.9], [0, 0, 0, 0]]] * 2),
-        classes=tf.one_hot([[0, 1, -1]] * 2, 2),
-        weights=tf.constant([[1.0, 1.0, 0.0]] * 2),
-        num_boxes=tf.constant([2, 2]),
-        is_crowd=no,
-        difficult=no,
-        group_of=no,
-        area=tf.zeros([2, 3]),
-    )
 
 
 def predict(detector: SSD, images: np.ndarray = IMAGES, training: bool = False) -> dict:
@@ -136,7 +123,7 @@ def test_a_few_steps_bring_the_loss_down_and_move_the_variables(kind):
     @tf.function(autograph=False)
     def step() -> tf.Tensor:
         with tf.GradientTape() as tape:
-            losses = detector.losses(detector.predict(inputs, true_shapes, training=True), groundtruth())
+            losses = detector.losses(detector.predict(inputs, true_shapes, training=True), batches.two_objects())
             loss = tf.add_n(list(losses.values()))
         for variable, gradient in zip(trained, tape.gradient(loss, trained), strict=True):
             variable.assign_sub(0.01 * gradient)
@@ -231,7 +218,7 @@ def test_padding_is_outside_of_what_is_detected_and_learnt():
     anchors = predictions[fields.ANCHORS]
     codes = FasterRcnnCoder().encode(in_padded, anchors)
     predictions[fields.BOX_ENCODINGS] = tf.tile(codes[tf.newaxis], [2, 1, 1])
-    labels = groundtruth()._replace(boxes=tf.tile(box[None, None], [2, 3, 1]))
+    labels = batches.two_objects()._replace(boxes=tf.tile(box[None, None], [2, 3, 1]))
     assert float(detector.losses(predictions, labels)[fields.LOCALIZATION_LOSS]) == pytest.approx(0.0, abs=1e-6)
     detections = detector.postprocess(predictions, true_shapes)
     np.testing.assert_allclose(detections.boxes[0, 0], box, atol=1e-5)

@@ -24,3 +24,18 @@ def batches_dataset(batches: Sequence[fields.Batch]) -> tf.data.Dataset:
         return map_tensors(lambda _: next(left), batches[0])
 
     return tf.data.Dataset.from_tensor_slices(tuple(stacked)).map(pack)
+
+
+def two_objects() -> fields.Groundtruth:
+    """Of two images, each with two objects and one place left empty."""
+    no = tf.zeros([2, 3], tf.bool)
+    return fields.Groundtruth(
+        boxes=tf.constant([[[0.1, 0.1, 0.6, 0.6], [0.3, 0.4, 0.9, 0.9], [0, 0, 0, 0]]] * 2),
+        classes=tf.one_hot([[0, 1, -1]] * 2, 2),
+        weights=tf.constant([[1.0, 1.0, 0.0]] * 2),
+        num_boxes=tf.constant([2, 2]),
+        is_crowd=no,
+        difficult=no,
+        group_of=no,
+        area=tf.zeros([2, 3]),
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,28 @@ def configs() -> dict[str, Path]:
     for path in sorted((SHARED / "reference" / "goldens").glob("*/pipeline.config")):
         found.setdefault(path.parent.name, path)
     return found
+
+
+# What archives call a network whose config has another name, or is at hand for another input size.
+_SPELLINGS = (
+    (r"_\d{4}_\d\d_\d\d$", ""),
+    (r"_lowproposals", ""),
+    (r"^centernet_hg104", "centernet_hourglass104"),
+    (r"^ssd_mobilenet_v3_large_coco$", "ssdlite_mobilenet_v3_large_320x320_coco"),
+    (r"^(ssdlite_mobiledet_\w+_320x320_coco)$", r"\1_sync_4x4"),
+    (r"^ssdlite_mobilenet_edgetpu_coco_quant$", "ssdlite_mobilenet_edgetpu_320x320_coco_quant"),
+    (r"^ssd_mobilenet_v2_fpnlite_640x640", "ssd_mobilenet_v2_fpnlite_320x320"),
+    (r"^(ssd_resnet101_v1_fpn|faster_rcnn_resnet101_v1)_640x640", r"\1_1024x1024"),
+    (r"^efficientdet_(d\d)_.*", r"ssd_efficientdet_\1"),
+)
+
+
+def is_config_of(name: str, archive: str) -> bool:
+    """Whether a published config is of the network in one of the zoo's archives."""
+    for pattern, replacement in _SPELLINGS:
+        archive = re.sub(pattern, replacement, archive)
+    config = name[len("tf1_") :]
+    return config == archive or archive.startswith("ssd_efficientdet") and config.startswith(f"{archive}_")
 
 
 def load(path: Path) -> TrainEvalPipelineConfig:

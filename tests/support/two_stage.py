@@ -6,10 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest import mock
 
-import tensorflow as tf
 from google.protobuf import text_format
 
-from od_finetune import fields
 from od_finetune.config.detector import build_detector
 from od_finetune.config.two_stage_extractors import TABLE
 from od_finetune.models.backbones import resnet_v1
@@ -67,18 +65,3 @@ def tiny(**changes: object) -> FasterRCNN:
             setattr(model.faster_rcnn, name, value)
     with tiny_table():
         return build_detector(model)
-
-
-def groundtruth() -> fields.Groundtruth:
-    """Of two images, each with two objects and one place left empty."""
-    no = tf.zeros([2, 3], tf.bool)
-    return fields.Groundtruth(
-        boxes=tf.constant([[[0.1, 0.1, 0.6, 0.6], [0.3, 0.4, 0.9, 0.9], [0, 0, 0, 0]]] * 2),
-        classes=tf.one_hot([[0, 1, -1]] * 2, 2),
-        weights=tf.constant([[1.0, 1.0, 0.0]] * 2),
-        num_boxes=tf.constant([2, 2]),
-        is_crowd=no,
-        difficult=no,
-        group_of=no,
-        area=tf.zeros([2, 3]),
-    )

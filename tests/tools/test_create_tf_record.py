@@ -65,6 +65,7 @@ def test_converts_a_folder(voc: Path) -> None:
     assert feature["image/object/difficult"].int64_list.value[:] == [1]
 
 
+@pytest.mark.slow
 def test_bad_box_names_the_file_and_leaves_nothing(voc: Path) -> None:
     (voc / "1.xml").write_text(ANNOTATION.format(name="1.jpg", kind="cat", ymin=15))
     result = _run(voc)

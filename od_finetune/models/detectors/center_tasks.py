@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -49,29 +50,29 @@ class Scene(NamedTuple):
         return (self.peaks.channels == class_id) & (self.peaks.scores > 0.0)
 
 
-class Task:
+class Task(abc.ABC):
     """One thing that a CenterNet predicts."""
 
     @property
+    @abc.abstractmethod
     def heads(self) -> tuple[HeadSpec, ...]:
         """What its heads predict."""
-        raise NotImplementedError
 
     @property
     def modules(self) -> tuple[tf.Module, ...]:
         """What has weights beside the heads."""
         return ()
 
-    def build(self) -> None:
+    def build(self) -> None:  # noqa: B027
         """Creates the variables of `modules`."""
 
+    @abc.abstractmethod
     def losses(self, maps: Maps, groundtruth: fields.Groundtruth, grid: Grid) -> dict[str, tf.Tensor]:
         """Weighted scalar losses by name. `maps`: by head, one per output of the network."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def decode(self, maps: dict[str, tf.Tensor], scene: Scene) -> Scene:
         """The scene with what this task says of the objects. `maps`: by head, of the last output."""
-        raise NotImplementedError
 
     def tf2_names(self, numbering: Numbering) -> dict[str, str]:
         """Canonical scope -> full name in the OD API's TF2 checkpoints, of the layers of `modules`."""

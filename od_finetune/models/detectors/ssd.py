@@ -6,7 +6,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import tensorflow as tf
-import tf_keras
 
 from od_finetune import fields
 from od_finetune.boxes.anchors import AnchorGenerator
@@ -15,17 +14,10 @@ from od_finetune.boxes.ssd_loss import LossParts, SsdLossOptions, ssd_loss
 from od_finetune.boxes.targets import TargetAssigner
 from od_finetune.errors import UserError
 from od_finetune.models import layers, stages
+from od_finetune.models.detectors.base import Inputs, NetworkDetector
 from od_finetune.models.image_resizers import Resizer
 from od_finetune.models.normalization import SYMMETRIC, Normalization
-from od_finetune.names import Rules, Vocabulary, apply_rules
-
-# Canonical leaf -> tf_keras's, after the rules of the part.
-_TF2_LEAVES: Rules = [
-    (r"/weights$", "/kernel"),
-    (r"/depthwise_weights$", "/depthwise_kernel"),
-    (r"/pointwise_weights$", "/pointwise_kernel"),
-    (r"/biases$", "/bias"),
-]
+from od_finetune.names import Rules, Vocabulary
 
 CLIP_WINDOW = "clip_window"  # float32 [B, 4]: the true part of each image, normalised to the padded image
 
@@ -55,7 +47,7 @@ class Boxes(NamedTuple):
     detects_background: bool  # whether column 0 of the class predictions is background, which is never detected
 
 
-class SSD(tf.Module):
+class SSD(NetworkDetector):
     """Fulfils `fields.Detector`.
 
     Args:
@@ -69,34 +61,11 @@ class SSD(tf.Module):
     def __init__(
         self, network: Network, boxes: Boxes, resizer: Resizer, num_classes: int, pad_to_multiple: int = 1
     ):
-        super().__init__()
-        self.num_classes = num_classes
+        rules = {"backbone": network.backbone_rules, "neck": network.neck_rules, "head": network.head_rules}
+        super().__init__(Inputs(resizer, network.normalize), num_classes, rules, network.vocabularies)
         self.backbone, self.neck, self.head = network.backbone, network.neck, network.head
-        self._rules = {
-            "backbone": network.backbone_rules,
-            "neck": network.neck_rules,
-            "head": network.head_rules,
-        }
-        self._vocabularies = network.vocabularies
-        self._normalize = network.normalize
-        self._resizer = resizer
         self._boxes = boxes
         self._pad_to_multiple = pad_to_multiple
-        self._parts: dict[str, str] = {}  # canonical scope -> part, filled once the network is built
-        self._built = False
-
-    def resize(self, image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """`[H, W, 3]` (0..255, any dtype) -> float32 `[h, w, 3]` and its true shape int32 `[3]`."""
-        return self._resizer(image)
-
-    def normalize(self, images: tf.Tensor) -> tf.Tensor:
-        """0..255 -> what the backbone takes, float32."""
-        return self._normalize(images)
-
-    def preprocess(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """`[B, H, W, 3]` (0..255) -> resized and normalised `[B, h, w, 3]` and true shapes int32 `[B, 3]`."""
-        resized, true_shape = self._resizer(images)
-        return self.normalize(resized), tf.tile(true_shape[tf.newaxis], [tf.shape(images)[0], 1])
 
     def predict(self, inputs: tf.Tensor, true_shapes: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:
         """Normalised inputs `[B, h, w, 3]`, true shapes `[B, 3]` -> `box_encodings` [B, A, 4],
@@ -158,34 +127,11 @@ class SSD(tf.Module):
             self._boxes.detects_background,
         )
 
-    def build(self) -> None:
-        """Creates all variables by tracing the network once; idempotent."""
-        if self._built:
-            return
-        height, width = self._resizer.static_size
-        # In a function's graph tf_keras creates variables outside of it; a tf.function would trace twice.
-        with tf.__internal__.FuncGraph("build").as_default():
-            images = tf.compat.v1.placeholder(tf.float32, [1, height, width, self._resizer.channels])
-            self._forward(images, training=False)
+    def _call_layers(self, images: tf.Tensor) -> None:
+        self._forward(images, training=False)
 
-    def weighted_layers(self) -> dict[str, tf_keras.layers.Layer]:
-        """Every layer that owns variables, by canonical scope, in the order of the forward pass."""
-        self.build()
-        return layers.weighted_layers(self)
-
-    def named_variables(self) -> dict[str, tf.Variable]:
-        """Every variable by canonical name, moving statistics included, in the order of the forward pass."""
-        self.build()
-        return layers.named_variables(self)
-
-    def regularizers(self) -> dict[str, layers.Regularizer]:
-        """Regulariser by canonical variable name, for the variables that have one."""
-        self.build()
-        return layers.regularizers(self)
-
-    def tf2_names(self) -> dict[str, str]:
-        """Canonical name -> the full name the OD API's TF2 checkpoints store for the same variable."""
-        return {name: apply_rules(name, self._rules[self.part(name)] + _TF2_LEAVES) for name in self.named_variables()}
+    def _modules_of_parts(self) -> dict[str, list[tf.Module]]:
+        return {"backbone": [self.backbone], "neck": [self.neck]}
 
     def tf2_objects(self) -> fields.ObjectTree:
         """The detector's node in the object graph of the OD API's TF2 checkpoints.
@@ -206,21 +152,6 @@ class SSD(tf.Module):
             "_feature_extractor": self.neck.tf2_objects(self.backbone.tf2_objects()),
             "_batched_prediction_tensor_names": {},
         }
-
-    def vocabularies(self) -> tuple[Vocabulary, ...]:
-        """Under which names published classification nets have the backbone."""
-        return self._vocabularies
-
-    def part(self, name: str) -> str:
-        """`backbone`, `neck` or `head`: what a canonical variable name belongs to."""
-        if not self._parts:
-            self.build()
-            self._parts.update(
-                (scope, part)
-                for part in ("backbone", "neck", "head")
-                for scope in layers.weighted_layers(getattr(self, part))
-            )
-        return self._parts[name.rpartition("/")[0]]
 
     def stages(self) -> list[fields.Stage]:
         """The steps of the network from the input on: the backbone's blocks, `neck`, `head`."""
