@@ -7,10 +7,12 @@ import two_stage
 from google.protobuf import text_format
 
 from od_finetune.config import lint
+from od_finetune.config.faster_rcnn import build_regions_postprocess
 from od_finetune.config.kinds import KINDS, model_of
 from od_finetune.config.lint_checks import _RANGES
 from od_finetune.config.lint_parts import PARTS
 from od_finetune.errors import UserError
+from od_finetune.protos.faster_rcnn_pb2 import FasterRcnn
 from od_finetune.protos.pipeline_pb2 import TrainEvalPipelineConfig
 
 STANDARD = "mask_rcnn_box_predictor"
@@ -27,6 +29,7 @@ STANDARD = "mask_rcnn_box_predictor"
         ("feature_extractor", "pad_to_multiple: 32", "does not pad its images"),
         ("feature_extractor", "conv_hyperparams { }", "set it, or remove conv_hyperparams"),
         ("feature_extractor", "override_base_feature_extractor_hyperparams: true", "there are no conv_hyperparams"),
+        ("first_stage_anchor_generator", "ssd_anchor_generator { num_layers: 1 }", "whose anchors are relative to the"),
         ("first_stage_anchor_generator", "multiscale_anchor_generator { aspect_ratios: 1 }", "makes anchors for 5"),
         ("first_stage_max_proposals", 0, "first_stage_max_proposals: found 0"),
         ("first_stage_nms_iou_threshold", 1.5, "first_stage_nms_iou_threshold: found 1.5"),
@@ -78,3 +81,12 @@ def test_what_is_asked_about_any_model():
     assert not model_of(sigmoid).has_softmax
     with pytest.raises(UserError, match="model: found nothing"):
         model_of(TrainEvalPipelineConfig())
+
+
+@pytest.mark.parametrize("asked", ["true", "false"])
+def test_detections_are_relative_to_the_image_whatever_is_asked_for(asked):
+    proto = text_format.Parse(two_stage.TEXT, FasterRcnn())
+    asked_for = f"batch_non_max_suppression {{ change_coordinate_frame: {asked} }}"
+    text_format.Merge(asked_for, proto.second_stage_post_processing)
+    assert build_regions_postprocess(proto).nms.options.change_coordinate_frame
+    assert proto.second_stage_post_processing.batch_non_max_suppression.change_coordinate_frame == (asked == "true")

@@ -8,11 +8,13 @@ import tensorflow as tf
 from google.protobuf import text_format
 
 from od_finetune import fields
+from od_finetune.boxes.nms import MulticlassNms, NmsOptions
 from od_finetune.checkpoints.plan import RestorePlan, RestoreRequest, Status, Target
 from od_finetune.checkpoints.source import open_source
 from od_finetune.config.detector import build_detector
 from od_finetune.errors import UserError
 from od_finetune.export import checkpoint_tf2
+from od_finetune.models.detectors.center_net import _suppressed
 from od_finetune.models.keras_names import Numbering
 from od_finetune.protos import model_pb2
 from od_finetune.training import optimizers, schedules
@@ -238,6 +240,17 @@ def test_only_peaks_that_no_other_box_covers_with_nms(everything):
     boxes = found.boxes[0].numpy()[kept][:2]
     np.testing.assert_allclose(boxes, [[0.125, 0.125, 0.375, 0.375], [0.625, 0.625, 0.875, 0.875]])
     assert found.anchor_indices[0].numpy()[kept][:2].tolist() == [4 * 16 + 4, 12 * 16 + 12]
+
+
+def test_what_fills_up_the_peaks_is_never_detected():
+    heat = tf.constant([[[0.9], [0.8], [0.7]]])  # of three places, of which the first is a peak
+    boxes = tf.constant([[[0.0, 0.0, 0.1, 0.1], [0.3, 0.3, 0.4, 0.4], [0.6, 0.6, 0.7, 0.7]]])
+    places = tf.zeros([1, 3], tf.int32)
+    scores = tf.constant([[0.9, 0.0, 0.0]])
+    given = fields.Detections(boxes, scores, places, tf.constant([1]), heat, places, boxes, heat)
+    found = _suppressed(given, MulticlassNms(NmsOptions(max_detections_per_class=3, max_total_detections=3)))
+    assert found.num_detections.numpy() == [1]
+    np.testing.assert_allclose(found.scores, [[0.9, 0.0, 0.0]])
 
 
 def test_keypoints_alone_say_where_objects_are(tmp_path):
