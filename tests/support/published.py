@@ -17,6 +17,7 @@ from od_finetune.training import probe
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 SIDE = 128  # of a small config's images
+HOURGLASS_SIDE = 256  # 128 leaves its innermost batch norms two numbers a channel, and gradients near 1e19
 
 
 def configs() -> dict[str, Path]:
@@ -71,11 +72,16 @@ def extractor_type(model: model_pb2.DetectionModel) -> str:
     return parts(model).feature_extractor.type
 
 
-def shrunk(model: model_pb2.DetectionModel, side: int = SIDE) -> model_pb2.DetectionModel:
+def small_side(model: model_pb2.DetectionModel) -> int:
+    """The sides of images on which a network trains quickly, in pixels."""
+    return HOURGLASS_SIDE if "hourglass" in extractor_type(model) else SIDE
+
+
+def shrunk(model: model_pb2.DetectionModel) -> model_pb2.DetectionModel:
     """The same network on small images, with few proposals: a training step is then mostly its tracing."""
     small = model_pb2.DetectionModel()
     small.CopyFrom(model)
-    detector = parts(small)
+    detector, side = parts(small), small_side(model)
     resizer = image_resizer_pb2.ImageResizer()
     resizer.fixed_shape_resizer.height = resizer.fixed_shape_resizer.width = side
     detector.image_resizer.CopyFrom(resizer)
@@ -87,8 +93,11 @@ def shrunk(model: model_pb2.DetectionModel, side: int = SIDE) -> model_pb2.Detec
     return small
 
 
-def batch(model: model_pb2.DetectionModel, num_classes: int, size: int = 2, side: int = SIDE) -> fields.Batch:
-    """Noise with three boxes an image, and with masks and keypoints where a detector learns these."""
+def batch(model: model_pb2.DetectionModel, num_classes: int, size: int = 2, side: int | None = None) -> fields.Batch:
+    """Noise with three boxes an image, and with masks and keypoints where a detector learns these.
+
+    `side` is that of the images, `small_side` unless given."""
+    side = side or small_side(model)
     made = probe.random_batch(size, (side, side), num_classes, max_boxes=3)
     groundtruth, draws = made.groundtruth, np.random.default_rng(1)
     drawn = any(map(model.center_net.HasField, ("mask_estimation_task", "deepmac_mask_estimation")))
