@@ -77,7 +77,10 @@ EVERYDAY = {
     "tf2_ssd_mobilenet_v2_fpnlite_320x320_coco17_tpu-8",
 }
 # With the golden weights EfficientNet-B6 magnifies rounding errors: 1e-6 of the input becomes half a deviation of its
-# last level (tests/models/test_efficientnet.py), and what comes after it cannot be compared.
+# last level (tests/models/test_efficientnet.py), and the pyramid, which adds without normalising, makes of that a
+# factor on everything. Another order of the additions within a kernel, or normalising before resizing instead of after
+# it, move the features of our own D6 by up to a deviation (their own deviation by 10 percent): no other program's can
+# be met.
 CHAOTIC = ("tf2_ssd_efficientdet_d6_1408x1408_coco17_tpu-32", "tf2_ssd_efficientdet_d7_1536x1536_coco17_tpu-32")
 
 
@@ -162,19 +165,38 @@ def test_golden(shared, folder):
     np.testing.assert_allclose(detections.scores[:, :20], recorded["det/detection_scores"], atol=2e-4)
 
 
+def fit(recorded: Any, name: str, value: tf.Tensor) -> tuple[float, float]:
+    """The factor that brings a tensor nearest to the recorded one, and the RMS error then, in recorded deviations."""
+    rows = np.reshape(value, [-1, value.shape[-1]])[np.ix_(recorded[f"{name}@rows"], recorded[f"{name}@cols"])]
+    ours, theirs = (each.astype(np.float64).ravel() for each in (rows, recorded[f"{name}@values"]))
+    factor = float(ours @ theirs / (ours @ ours))
+    return factor, float(np.sqrt(np.mean((theirs - factor * ours) ** 2)) / recorded[f"{name}@stats"][1])
+
+
 @pytest.mark.slow
+@pytest.mark.by_turns
 @pytest.mark.parametrize("folder", CHAOTIC)
-def test_golden_up_to_the_network(shared, folder):
-    results.note(folder, failed="features and predictions", why="not within 2e-3: see CHAOTIC in tests/test_goldens.py")
+def test_golden_as_far_as_rounding_lets_it(shared, folder):
     golden = shared / "reference" / "goldens" / folder
-    detector = build_detector(read_model(golden / "pipeline.config"))
-    assert_same_variables(detector, golden)
+    detector, run = run_golden(shared / "reference", folder)
+    predictions = run.predictions
+
+    assert_same_variables(run.detector, golden)
     recorded = np.load(golden / "outputs.npz")
-    inputs, _ = detector.preprocess(tf.constant(np.load(shared / "reference" / "golden_image.npy")[np.newaxis]))
-    assert_close(recorded, "preprocessed_inputs", inputs, 1e-5, relative=False)
-    side = inputs.shape[1]
-    anchors = detector._boxes.anchors([(side // 2**level,) * 2 for level in range(3, 8)], (side, side))
-    assert_close(recorded, "anchors", anchors, 1e-5, relative=False)
+    assert_close(recorded, "preprocessed_inputs", run.inputs, 1e-5, relative=False)
+    assert_close(recorded, "anchors", predictions[fields.ANCHORS], 1e-5, relative=False)
+    tensors = {f"feature_maps/{i}": features for i, features in enumerate(predictions[fields.FEATURE_MAPS])}
+    tensors |= {name: predictions[name] for name in (fields.BOX_ENCODINGS, fields.CLASS_PREDICTIONS)}
+    fits = {name: fit(recorded, f"pred/{name}", value) for name, value in tensors.items()}
+    factors, errors = zip(*fits.values(), strict=True)
+    results.note(
+        folder,
+        failed="features and predictions",
+        why=f"rounding errors grow too large to hold them to 2e-3 (see CHAOTIC in tests/test_goldens.py): within a "
+        f"factor of {min(factors):.2f} to {max(factors):.2f} of the recorded, then {max(errors):.2f} deviations off",
+    )
+    assert 0.85 < min(factors) and max(factors) < 1.15 and max(errors) < 0.25, fits
+    assert_same_losses(golden, detector.losses(predictions, recorded_groundtruth(detector, predictions)), 0.25)
 
 
 @pytest.fixture(scope="module")
