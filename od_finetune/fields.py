@@ -21,6 +21,8 @@ CLASS_PREDICTIONS = "class_predictions_with_background"
 FEATURE_MAPS = "feature_maps"
 ANCHORS = "anchors"
 
+CONTEXT_KEY = "image/context_features"  # of a record: floats, row by row
+
 LOSSES = "Loss/"  # what the names of losses begin with
 LOCALIZATION_LOSS = "Loss/localization_loss"
 CLASSIFICATION_LOSS = "Loss/classification_loss"
@@ -59,6 +61,13 @@ class Groundtruth(NamedTuple):
     track_match_flags: tf.Tensor | None = None  # float32 [B, N]; 1 where the object is in the frame before too
 
 
+class ContextBank(NamedTuple):
+    """Features of objects in other images of the same camera, for a detector that looks there."""
+
+    features: tf.Tensor  # float32 [B, M, F]; anything where padded
+    size: tf.Tensor  # int32 [B]; how many of the M are real
+
+
 class Batch(NamedTuple):
     """What a dataset yields."""
 
@@ -68,13 +77,12 @@ class Batch(NamedTuple):
     keys: tf.Tensor  # string [B]: "file:record number source_id", to name a record in an error
     source_ids: tf.Tensor  # string [B]: the record's image/source_id (or its filename)
     original_shapes: tf.Tensor  # int32 [B, 2]: height, width before any resizing
+    context: ContextBank | None = None  # where the input reader loads it
 
-
-class ContextBank(NamedTuple):
-    """Features of objects in other images of the same camera, for a detector that looks there."""
-
-    features: tf.Tensor  # float32 [B, M, F]; anything where padded
-    size: tf.Tensor  # int32 [B]; how many of the M are real
+    @property
+    def side_inputs(self) -> dict[str, ContextBank]:
+        """What `Detector.predict` takes by name beside the images; of most detectors nothing."""
+        return {} if self.context is None else {"context": self.context}
 
 
 class Stage(NamedTuple):
@@ -152,6 +160,8 @@ class Detector(Protocol):
     """What training, evaluation, restoring and export need of a detector. `training` is always an argument."""
 
     num_classes: int
+    context_size: tuple[int, int] | None
+    """Of the context bank that `predict` takes by the name `context`: rows at most, and their length; None: of none."""
 
     def resize(self, image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """`[H, W, 3]` (0..255, any dtype) -> float32 `[h, w, 3]` and its true shape int32 `[3]`."""

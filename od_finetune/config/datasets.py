@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from od_finetune.config.augmentation import build_augmentation
 from od_finetune.config.label_map import load_label_map
+from od_finetune.data.context_features import ContextFeatures
 from od_finetune.data.dataset import StreamOptions, build_batches, build_stream
 from od_finetune.data.decoder import Decoder
 from od_finetune.data.groundtruth import BatchOptions
@@ -33,7 +34,7 @@ def build_train_dataset(
     """Augmented batches to train on, for ever unless `num_epochs` is set.
 
     Args:
-      detector: gives `num_classes` and `resize`.
+      detector: gives `num_classes`, `resize` and `context_size`.
       label_map: read from `label_map_path` where not given.
       skip_batches: so many batches are behind already; the stream begins with the next.
       seed: `train_config.seed` where not given.
@@ -62,7 +63,7 @@ def build_train_dataset(
     sources = _sources(input_reader)
     _check_size(sources, batch.batch_size, options)
     stream = build_stream(sources, options, _weights(input_reader), skip)
-    decoder = _decoder(input_reader, detector.num_classes, label_map)
+    decoder = _decoder(input_reader, detector, label_map)
     return build_batches(stream, decoder, detector.resize, batch, steps, seed, skip)
 
 
@@ -102,7 +103,7 @@ def build_eval_dataset(
         max_examples = eval_config.num_examples
     if max_examples:
         stream = stream.take(max_examples)
-    decoder = _decoder(input_reader, detector.num_classes, label_map)
+    decoder = _decoder(input_reader, detector, label_map)
     return build_batches(stream, decoder, detector.resize, batch)
 
 
@@ -116,12 +117,15 @@ def input_files(input_reader: input_reader_pb2.InputReader) -> list[RecordFile]:
 
 
 def check_reader(
-    input_reader: input_reader_pb2.InputReader, train_config: train_pb2.TrainConfig | None = None
+    input_reader: input_reader_pb2.InputReader,
+    train_config: train_pb2.TrainConfig | None = None,
+    context_size: tuple[int, int] | None = None,
 ) -> None:
     """Whether a data set can be built of a reader, as far as its files' headers and its options tell.
 
     Args:
       train_config: given for the reader of the training.
+      context_size: as the detector's.
 
     Raises:
       UserError: as `input_files`; an impossible option.
@@ -133,6 +137,7 @@ def check_reader(
     if input_reader.use_keypoint_label_map and os.path.isfile(input_reader.label_map_path):
         label_map = load_label_map(input_reader.label_map_path)
     _extras(input_reader, label_map)
+    _context(input_reader, context_size)
     sources = _sources(input_reader)
     if train_config is not None:
         _check_steps(input_reader, train_config)
@@ -180,15 +185,26 @@ def _max_boxes(input_reader: input_reader_pb2.InputReader, train_config: train_p
     return _positive("max_number_of_boxes", input_reader.max_number_of_boxes)
 
 
-def _decoder(input_reader: input_reader_pb2.InputReader, num_classes: int, label_map: LabelMap | None) -> Decoder:
+def _decoder(input_reader: input_reader_pb2.InputReader, detector: Detector, label_map: LabelMap | None) -> Decoder:
+    num_classes = detector.num_classes
     if label_map is None and input_reader.label_map_path:
         label_map = load_label_map(input_reader.label_map_path)
     if label_map is not None:
         label_map.check(num_classes)
-    extras = _extras(input_reader, label_map)
+    extras, context = _extras(input_reader, label_map), _context(input_reader, detector.context_size)
     if label_map is None:
-        return Decoder(num_classes, extras=extras)
-    return Decoder(num_classes, label_map.ids(input_reader.use_display_name), label_map.path, extras)
+        return Decoder(num_classes, extras=extras, context=context)
+    return Decoder(num_classes, label_map.ids(input_reader.use_display_name), label_map.path, extras, context)
+
+
+def _context(input_reader: input_reader_pb2.InputReader, size: tuple[int, int] | None) -> ContextFeatures | None:
+    if not input_reader.load_context_features:
+        return None
+    if size is None:
+        raise UserError("load_context_features is true, but the model has nothing that looks at them; remove it, or "
+                        "give the model a context_config (Faster R-CNN)")
+    max_rows, length = size
+    return ContextFeatures(length, max_rows)
 
 
 def _extras(input_reader: input_reader_pb2.InputReader, label_map: LabelMap | None) -> ObjectExtras | None:

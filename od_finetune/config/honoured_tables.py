@@ -181,7 +181,7 @@ HONOURED: dict[str, str] = {
     "InputReader": "label_map_path shuffle shuffle_buffer_size filenames_shuffle_buffer_size num_epochs "
     "sample_1_of_n_examples num_readers num_prefetch_batches read_block_length drop_remainder max_number_of_boxes "
     "use_display_name tf_record_input_reader sample_from_datasets_weights num_keypoints load_instance_masks mask_type "
-    "load_dense_pose load_track_id load_keypoint_depth_features use_keypoint_label_map",
+    "load_dense_pose load_track_id load_keypoint_depth_features use_keypoint_label_map load_context_features",
     "TFRecordInputReader": ALL,
     "StringIntLabelMap": ALL,
     "StringIntLabelMapItem": "name id display_name keypoints",
@@ -314,7 +314,7 @@ UNHONOURED: dict[str, str] = {
     "TrainConfig": "use_multiclass_scores use_bfloat16 summarize_gradients",
     "EvalConfig": "visualization_export_dir export_path ignore_groundtruth keep_image_id_for_visualization_export "
     "recall_lower_bound recall_upper_bound force_no_resize skip_predictions_for_unlabeled_class",
-    "InputReader": "num_additional_channels keypoint_type_weight load_multiclass_scores load_context_features "
+    "InputReader": "num_additional_channels keypoint_type_weight load_multiclass_scores "
     "load_context_image_ids input_type frame_index external_input_reader expand_labels_hierarchy",
     "ExternalInputReader": ALL,
     "StringIntLabelMapItem": "ancestor_ids descendant_ids",

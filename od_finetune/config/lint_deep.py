@@ -15,6 +15,7 @@ from od_finetune.config.datasets import check_reader
 from od_finetune.config.finding import ERROR, Finding
 from od_finetune.config.label_map import load_label_map
 from od_finetune.config.lint_parts import PARTS, Build
+from od_finetune.config.roi_heads import context_size
 from od_finetune.errors import UserError
 from od_finetune.protos import input_reader_pb2, model_pb2, preprocessor_pb2
 from od_finetune.protos.pipeline_pb2 import TrainEvalPipelineConfig
@@ -76,7 +77,8 @@ def _train(config: TrainEvalPipelineConfig, steps: Iterable[preprocessor_pb2.Pre
         if name is None or name in TABLE:
             path = f"train_config.data_augmentation_options[{index}]"
             yield path, partial(_augmentation, step, index, config)
-    yield from _reader("train_input_reader", config.train_input_reader, partial(check_reader, train_config=settings))
+    check = partial(check_reader, train_config=settings, context_size=context_size(config.model))
+    yield from _reader("train_input_reader", config.train_input_reader, check)
 
 
 def _augmentation(
@@ -93,7 +95,8 @@ def _evaluation(config: TrainEvalPipelineConfig) -> Iterator[Build]:
     settings = config.eval_config
     yield "eval_config", partial(evaluation.build_style, settings)
     for index, reader in enumerate(config.eval_input_reader):
-        yield from _reader(f"eval_input_reader[{index}]", reader, check_reader)
+        check = partial(check_reader, context_size=context_size(config.model))
+        yield from _reader(f"eval_input_reader[{index}]", reader, check)
         if not lint_files.is_remote(reader.label_map_path):
             yield "eval_config", lambda reader=reader: evaluation.build_metrics(
                 settings, load_label_map(reader.label_map_path)

@@ -142,6 +142,7 @@ def build_batches(
             keys=decoded.key,
             source_ids=decoded.source_id,
             original_shapes=tf.shape(decoded.sample.image)[:2],
+            context=decoded.context,
         )
 
     dataset = stream.enumerate(start=first_index)

@@ -9,8 +9,11 @@ import tensorflow as tf
 from od_finetune.data import sample as s
 from od_finetune.data.checks import Check, attempt, describe, require
 from od_finetune.data.columns import BOX, first, first_true, fit, pick, same_length
+from od_finetune.data.context_features import TYPES as CONTEXT_TYPES
+from od_finetune.data.context_features import ContextFeatures
 from od_finetune.data.object_extras import ObjectExtras
 from od_finetune.data.sample import Sample
+from od_finetune.fields import ContextBank
 
 BOX_TOLERANCE = 5e-3
 """How far a box may reach outside the image and still be clipped: half a pixel or a 1-based coordinate at 200
@@ -47,6 +50,7 @@ class Decoded(NamedTuple):
     sample: Sample  # image uint8
     key: tf.Tensor  # string: "file:record number source_id"
     source_id: tf.Tensor  # string: image/source_id, else image/filename
+    context: ContextBank | None = None  # of this image, without `B`
 
 
 class Decoder:
@@ -63,14 +67,17 @@ class Decoder:
         label_ids: dict[str, int] | None = None,
         label_map_path: str = "label map",
         extras: ObjectExtras | None = None,
+        context: ContextFeatures | None = None,
     ):
         """Args:
         label_ids: class text -> label id (from 1), see `LabelMap.ids`; None: records carry ids.
         extras: what of an object is loaded beside its box and class.
+        context: how a record holds its context bank; None loads none.
         """
         self.num_classes = num_classes
         self._extras = extras
-        self._types = _TYPES | (extras.types if extras else {})
+        self._context = context
+        self._types = _TYPES | (extras.types if extras else {}) | (CONTEXT_TYPES if context else {})
         self._label_map_path = label_map_path
         self._label_ids = None
         if label_ids:
@@ -99,14 +106,18 @@ class Decoder:
             extras, extra_checks = self._extras.decode(features, tf.size(sides[0]), image)
             lists |= extras
             checks += extra_checks
-        image, boxes, lists = require(
+        loaded = (image, boxes, lists)
+        if self._context:
+            bank, context_checks = self._context.decode(features)
+            loaded, checks = (*loaded, bank), [*checks, *context_checks]
+        image, boxes, lists, *banks = require(
             key,
             [Check(parsed, lambda: tf.constant(self._unparsable_text())), *_image_checks(features, image), *checks],
-            (image, boxes, lists),
+            loaded,
         )
         image.set_shape([None, None, 3])
         lists[s.CLASSES] = tf.cast(lists[s.CLASSES], tf.int32)
-        return Decoded(Sample(image, boxes, lists), key, source_id)
+        return Decoded(Sample(image, boxes, lists), key, source_id, *banks)
 
     def _lists(self, features: dict[str, tf.Tensor]) -> tuple[list[tf.Tensor], dict[str, tf.Tensor], list[Check]]:
         """The box sides, the lists that go along (`text` too), and the checks that all are of one length.

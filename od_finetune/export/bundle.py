@@ -139,9 +139,10 @@ def export(
             if text is not None:
                 (folder / name).write_text(text, encoding="utf-8")
         files = {entry.name: _size(entry) for entry in sorted(folder.iterdir())}
-    placeholder = function.graph.inputs[0]  # the rest are the captured variables
+    captured = len(function.captured_inputs)  # the variables, last
+    placeholders = function.graph.inputs[: len(function.graph.inputs) - captured]
     outputs = {name: tf.TensorSpec(value.shape, value.dtype) for name, value in function.structured_outputs.items()}
-    inputs = {placeholder.op.name: tf.TensorSpec(placeholder.shape, placeholder.dtype)}
+    inputs = {each.op.name: tf.TensorSpec(each.shape, each.dtype) for each in placeholders}
     return Report(Path(directory), files, inputs, outputs)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +11,9 @@ import tensorflow as tf
 
 from od_finetune.errors import UserError
 from od_finetune.export import frozen_graph, saved_model
-from od_finetune.export.signatures import INPUT_TYPES, TF_EXAMPLE
+from od_finetune.export.signatures import CONTEXT_FEATURES, CONTEXT_SIZE, INPUT_TYPES, SIDE_INPUTS, TF_EXAMPLE
+
+Context = tuple[np.ndarray, np.ndarray]
 
 _OUTPUT_PREFIXES = ("num_detections", "detection_", "raw_detection_")
 
@@ -35,14 +37,29 @@ class Found(NamedTuple):
 class ExportedDetector:
     """An exported detector, loaded. `input_spec` tells what it takes; calling it with that gives arrays by name."""
 
-    def __init__(self, input_spec: tf.TensorSpec, is_example: bool, run: Callable[[np.ndarray], dict]):
+    def __init__(
+        self,
+        input_spec: tf.TensorSpec,
+        is_example: bool,
+        run: Callable[..., dict],
+        context_length: int | None = None,
+    ):
         self.input_spec = input_spec
+        self.context_length = context_length  # of the context features it takes beside images; None: of none
         self._is_example = is_example
         self._run = run
 
-    def __call__(self, batch: np.ndarray) -> dict[str, np.ndarray]:
-        """A batch of whatever the export takes -> every output by its classical name."""
-        return self._run(batch)
+    def __call__(self, batch: np.ndarray, context: Context | None = None) -> dict[str, np.ndarray]:
+        """A batch of whatever the export takes -> every output by its classical name.
+
+        `context`: features `[B, M, context_length]` of objects in other images, and how many of the M are real, `[B]`;
+        none where not given.
+        """
+        if self.context_length is None:
+            return self._run(batch)
+        count = len(batch)
+        none = np.zeros((count, 1, self.context_length), np.float32), np.zeros(count, np.int32)
+        return self._run(batch, **dict(zip(SIDE_INPUTS, context or none, strict=True)))
 
     def detect(self, encoded: bytes) -> Found:
         """Detections in one encoded image (JPEG, PNG, GIF or BMP), whatever the export's input type."""
@@ -103,18 +120,31 @@ def _load_frozen_graph(path: Path) -> ExportedDetector:
     }
     session = tf.compat.v1.Session(graph=graph)
     spec = tf.TensorSpec(placeholder.shape, placeholder.dtype, name=names[0])
-    return ExportedDetector(spec, names[0] == TF_EXAMPLE, lambda batch: session.run(outputs, {placeholder: batch}))
+    feeds = {node.name: graph.get_tensor_by_name(f"{node.name}:0") for node in graph_def.node
+             if node.op == "Placeholder" and node.name in SIDE_INPUTS}
+
+    def run(batch: np.ndarray, **side: np.ndarray) -> dict[str, np.ndarray]:
+        return session.run(outputs, {placeholder: batch, **{feeds[name]: value for name, value in side.items()}})
+
+    return ExportedDetector(spec, names[0] == TF_EXAMPLE, run, _context_length(feeds))
 
 
 def _load_saved_model(path: Path) -> ExportedDetector:
     function = tf.saved_model.load(str(path)).signatures[saved_model.SIGNATURE]
-    ((name, spec),) = function.structured_input_signature[1].items()
+    specs = dict(function.structured_input_signature[1])
+    side = {name: specs.pop(name) for name in SIDE_INPUTS if name in specs}
+    ((name, spec),) = specs.items()
 
-    def run(batch: np.ndarray) -> dict[str, np.ndarray]:
-        outputs = function(**{name: tf.constant(batch, spec.dtype)})
+    def run(batch: np.ndarray, **more: np.ndarray) -> dict[str, np.ndarray]:
+        inputs = {key: tf.constant(value, side[key].dtype) for key, value in more.items()}
+        outputs = function(**{name: tf.constant(batch, spec.dtype)}, **inputs)
         return {key: value.numpy() for key, value in outputs.items()}
 
-    return ExportedDetector(spec, _parses_examples(function.graph), run)
+    return ExportedDetector(spec, _parses_examples(function.graph), run, _context_length(side))
+
+
+def _context_length(side: Mapping[str, tf.Tensor | tf.TensorSpec]) -> int | None:
+    return side[CONTEXT_FEATURES].shape[-1] if CONTEXT_FEATURES in side and CONTEXT_SIZE in side else None
 
 
 def _parses_examples(graph: tf.Graph) -> bool:

@@ -13,7 +13,7 @@ import tensorflow as tf
 from tensorflow.types.experimental import ConcreteFunction
 
 from od_finetune.errors import UserError
-from od_finetune.fields import Detections, Detector
+from od_finetune.fields import CONTEXT_KEY, ContextBank, Detections, Detector
 
 IMAGE_TENSOR = "image_tensor"
 FLOAT_IMAGE_TENSOR = "float_image_tensor"
@@ -24,7 +24,10 @@ LABEL_ID_OFFSET = 1  # label map ids start at 1, a detector's classes at 0
 _MAP_PARALLELISM = 32
 _CHANNELS = 3
 
-ServingFunction = Callable[[tf.Tensor], dict[str, tf.Tensor]]
+CONTEXT_FEATURES, CONTEXT_SIZE = "context_features", "valid_context_size"
+SIDE_INPUTS = (CONTEXT_FEATURES, CONTEXT_SIZE)  # of detectors that look at a context bank
+
+ServingFunction = Callable[..., dict[str, tf.Tensor]]
 
 
 class InputType(NamedTuple):
@@ -34,6 +37,7 @@ class InputType(NamedTuple):
     dtype: tf.DType
     shape: tuple[int | None, ...]  # None where any size goes
     images: Callable[[Detector, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]  # -> network inputs, true shapes
+    holds_context: bool = False  # whether a context bank comes with the images
 
 
 def _from_pixels(detector: Detector, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -64,11 +68,22 @@ def _from_examples(detector: Detector, serialized: tf.Tensor) -> tuple[tf.Tensor
     return _from_encoded(detector, tf.io.parse_example(serialized, features)["image/encoded"])
 
 
+def _context_of_examples(serialized: tf.Tensor, length: int) -> ContextBank:
+    """The banks in records, as `data.context_features` has them: rows of `length` numbers one after the other."""
+    features = {CONTEXT_KEY: tf.io.FixedLenSequenceFeature([], tf.float32, allow_missing=True)}
+    counts = {CONTEXT_KEY: tf.io.RaggedFeature(tf.float32)}
+    values = tf.io.parse_example(serialized, features)[CONTEXT_KEY]
+    numbers = tf.io.parse_example(serialized, counts)[CONTEXT_KEY].row_lengths()
+    rows = tf.shape(values)[1] // length
+    bank = tf.reshape(values[:, : rows * length], [tf.shape(values)[0], rows, length])
+    return ContextBank(bank, tf.cast(numbers, tf.int32) // length)
+
+
 INPUT_TYPES: dict[str, InputType] = {
     IMAGE_TENSOR: InputType(IMAGE_TENSOR, tf.uint8, (None, None, None, _CHANNELS), _from_pixels),
     FLOAT_IMAGE_TENSOR: InputType(FLOAT_IMAGE_TENSOR, tf.float32, (None, None, None, _CHANNELS), _from_pixels),
     ENCODED_IMAGE: InputType(ENCODED_IMAGE, tf.string, (None,), _from_encoded),
-    TF_EXAMPLE: InputType(TF_EXAMPLE, tf.string, (None,), _from_examples),
+    TF_EXAMPLE: InputType(TF_EXAMPLE, tf.string, (None,), _from_examples, holds_context=True),
 }
 
 
@@ -111,6 +126,21 @@ def input_spec(input_type: str, input_shape: tuple[int | None, ...] | None = Non
     return tf.TensorSpec(shape, row.dtype, name=row.tensor_name)
 
 
+def side_input_specs(detector: Detector, input_type: str) -> list[tf.TensorSpec]:
+    """What an exported detector takes beside the images; of most nothing.
+
+    Of one that looks at a context bank, under the names that the OD API's exporters document: `context_features`,
+    float32 [B, M, F], and `valid_context_size`, int32 [B], how many of the M rows are real. Records hold theirs.
+    """
+    if detector.context_size is None or INPUT_TYPES[input_type].holds_context:
+        return []
+    _, length = detector.context_size
+    return [
+        tf.TensorSpec([None, None, length], tf.float32, name=CONTEXT_FEATURES),
+        tf.TensorSpec([None], tf.int32, name=CONTEXT_SIZE),
+    ]
+
+
 def named_outputs(detections: Detections) -> dict[str, tf.Tensor]:
     """Detections as float32 tensors under the classical names; classes become label ids (1-based).
 
@@ -137,13 +167,16 @@ def named_outputs(detections: Detections) -> dict[str, tf.Tensor]:
 
 
 def serving_function(detector: Detector, input_type: str) -> ServingFunction:
-    """The whole of inference as one function of the input tensor, from `input_type` to named outputs."""
-    images_of = INPUT_TYPES[input_type].images
+    """The whole of inference as one function of the input tensor, and of `side_input_specs`, to named outputs."""
+    row = INPUT_TYPES[input_type]
 
-    def serve(tensor: tf.Tensor) -> dict[str, tf.Tensor]:
+    def serve(tensor: tf.Tensor, *side: tf.Tensor) -> dict[str, tf.Tensor]:
+        context = {"context": ContextBank(*side)} if side else {}
         with tf.name_scope("Preprocessor"):
-            inputs, true_shapes = images_of(detector, tensor)
-        predictions = detector.predict(inputs, true_shapes, training=False)
+            inputs, true_shapes = row.images(detector, tensor)
+            if detector.context_size is not None and row.holds_context:
+                context = {"context": _context_of_examples(tensor, detector.context_size[1])}
+        predictions = detector.predict(inputs, true_shapes, training=False, **context)
         with tf.name_scope("Postprocessor"):
             detections = detector.postprocess(predictions, true_shapes)
             outputs = named_outputs(detections)
@@ -161,6 +194,6 @@ def trace(
     Raises:
       UserError: for an unknown `input_type` or an `input_shape` that does not fit it.
     """
-    spec = input_spec(input_type, input_shape)
+    specs = [input_spec(input_type, input_shape), *side_input_specs(detector, input_type)]
     detector.build()  # variables must exist before tracing: a graph may not create them
-    return tf.function(serving_function(detector, input_type), autograph=False).get_concrete_function(spec)
+    return tf.function(serving_function(detector, input_type), autograph=False).get_concrete_function(*specs)

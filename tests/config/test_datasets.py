@@ -27,6 +27,7 @@ class FakeDetector:
     """What a data set needs of a detector."""
 
     num_classes = 2
+    context_size = None
 
     def __init__(self, size: tuple[int, int] | None = (8, 8)):
         self.size = size
@@ -391,3 +392,32 @@ def test_missing_masks_name_the_record(shards: str) -> None:
     with pytest.raises(tf.errors.InvalidArgumentError) as raised:
         _take(dataset, 1)
     assert re.search(r"set.record-0000\d-of-00003:\d+ \d+: 0 values in image/object/mask", str(explain(raised.value)))
+
+
+def _record_file(folder: Path, examples: list[tf.train.Example]) -> str:
+    with tf.io.TFRecordWriter(str(folder / "a.record")) as writer:
+        for item in examples:
+            writer.write(item.SerializeToString())
+    return str(folder / "a.record")
+
+
+def test_context_banks_of_a_batch_are_padded_to_the_longest(tmp_path: Path) -> None:
+    items = [_example(number) for number in range(2)]
+    items[1].features.feature["image/context_features"].float_list.value.extend(range(8))
+    path, detector = _record_file(tmp_path, items), FakeDetector()
+    detector.context_size = (10, 4)
+    settings = eval_pb2.EvalConfig(batch_size=2)
+    (batch,) = build_eval_dataset(_reader(path, "load_context_features: true"), settings, detector)
+    assert batch.side_inputs == {"context": batch.context}
+    np.testing.assert_array_equal(batch.context.size, [0, 2])
+    np.testing.assert_array_equal(batch.context.features, np.stack([np.zeros((2, 4)), np.arange(8).reshape(2, 4)]))
+
+    (batch,) = build_eval_dataset(_reader(path), settings, detector)
+    assert batch.context is None and batch.side_inputs == {}
+
+
+def test_context_that_the_model_would_not_look_at_is_refused(tmp_path: Path) -> None:
+    reader = _reader(_record_file(tmp_path, [_example(0)]), "load_context_features: true")
+    with pytest.raises(UserError, match="load_context_features is true, but the model has nothing that looks at them"):
+        check_reader(reader)
+    check_reader(reader, context_size=(10, 4))

@@ -22,6 +22,7 @@ class TinyDetector:
     """One convolution over a 6 by 6 grid, one anchor per cell, per-image non-max suppression in a loop."""
 
     num_classes = CLASSES
+    context_size = None
 
     def __init__(self, seed: int = 0):
         self._conv = tf_keras.layers.Conv2D(4 + CLASSES + 1, 4, strides=4, name="BoxPredictor/Conv")

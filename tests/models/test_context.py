@@ -12,10 +12,15 @@ from google.protobuf import text_format
 from od_finetune import fields
 from od_finetune.config import roi_heads
 from od_finetune.errors import UserError
+from od_finetune.export import bundle, runner, saved_model, signatures
 from od_finetune.fields import ContextBank
+from od_finetune.models.detectors.faster_rcnn import FasterRCNN
 from od_finetune.models.heads.context import ContextAttention, ContextOptions
 from od_finetune.models.layers import named_variables
 from od_finetune.protos import faster_rcnn_pb2
+from od_finetune.training import optimizers, schedules
+from od_finetune.training.freeze import FreezePlan, FreezeRequest
+from od_finetune.training.trainer import Trainer
 
 OPTIONS = ContextOptions(context_feature_length=5, attention_bottleneck_dimension=4)
 RANDOM = np.random.RandomState(0)
@@ -112,10 +117,14 @@ def test_no_context_without_a_message():
     assert roi_heads.build_context(faster_rcnn_pb2.FasterRcnn()) is None
 
 
+def tiny() -> FasterRCNN:
+    return two_stage.tiny(context_config="attention_bottleneck_dimension: 4 context_feature_length: 5 "
+                          "attention_temperature: 1.0")  # fmt: skip
+
+
 @pytest.mark.slow
 def test_regions_of_a_detector_see_the_bank():
-    detector = two_stage.tiny(context_config="attention_bottleneck_dimension: 4 context_feature_length: 5 "
-                              "attention_temperature: 1.0")  # fmt: skip
+    detector = tiny()
     variables = detector.named_variables()
     assert {detector.part(name) for name in variables if "fully_connected" in name} == {"head"}
     images = tf.constant(RANDOM.normal(size=(2, 64, 64, 3)).astype(np.float32))
@@ -126,16 +135,54 @@ def test_regions_of_a_detector_see_the_bank():
         return detector.predict(images, shapes, context=seen)[fields.CLASS_PREDICTIONS]
 
     empty = classes(None)
-    np.testing.assert_allclose(classes(bank((0, 0))), empty, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(classes(bank((0, 0))), empty, rtol=1e-5, atol=1e-5)
     assert np.abs(classes(bank()) - empty).max() > 1e-5
 
-    keys = variables["AttentionBlock0_AttentionLayer0/fully_connected_1/weights"]
+    @tf.function(autograph=False)
+    def gradient(seen: ContextBank | None) -> tf.Tensor:
+        text = tf.constant(["a", "b"])
+        batch = fields.Batch(images, shapes, batches.two_objects(), text, text, shapes[:, :2], seen)
+        return trainer.gradients(batch)[1]["AttentionBlock0_AttentionLayer0/fully_connected_1/weights"]
+
+    plan = FreezePlan.compute(detector, FreezeRequest())
+    trainer = Trainer(detector, plan, optimizers.Adam(schedules.constant(1e-3)), tf.data.Dataset.range(1))
+    assert np.abs(gradient(bank())).max() > 0
+    assert np.abs(gradient(None)).max() == 0
+
+
+@pytest.mark.slow
+def test_an_export_takes_the_bank(tmp_path):
+    detector = tiny()
+    detector.build()
+    images = RANDOM.randint(100, 130, (2, 64, 64, 3)).astype(np.uint8)
+    seen = bank((7, 3))
 
     @tf.function(autograph=False)
-    def gradient(seen: ContextBank) -> tf.Tensor:
-        with tf.GradientTape() as tape:
-            predictions = detector.predict(images, shapes, training=True, context=seen)
-            loss = tf.add_n(list(detector.losses(predictions, batches.two_objects()).values()))
-        return tape.gradient(loss, keys)
+    def scores(pixels: tf.Tensor, context: ContextBank | None) -> tf.Tensor:
+        inputs, shapes = detector.preprocess(pixels)
+        return detector.postprocess(detector.predict(inputs, shapes, context=context), shapes).raw_scores
 
-    assert np.abs(gradient(bank())).max() > 0
+    pixels = tf.constant(images)
+    classes = detector.named_variables()["SecondStageBoxPredictor/ClassPredictor/weights"]
+    classes.assign(classes / 30)  # whose scores would all be 0 or 1
+    expected, without = scores(pixels, seen), scores(pixels, None)
+    assert np.abs(expected - without).max() > 1e-4
+    formats = bundle.export(detector, tmp_path / "images", signatures.IMAGE_TENSOR)
+    assert list(formats.inputs) == ["image_tensor", "context_features", "valid_context_size"]
+    for path in (tmp_path / "images" / "frozen_inference_graph.pb", tmp_path / "images" / "saved_model"):
+        exported = runner.load(path)
+        found = exported(images, (seen.features.numpy(), seen.size.numpy()))
+        np.testing.assert_allclose(found["raw_detection_scores"], expected, atol=1e-5)
+        np.testing.assert_allclose(exported(images)["raw_detection_scores"], without, atol=1e-5)
+        assert exported.detect(tf.io.encode_png(images[0]).numpy()).boxes.shape[-1] == 4
+
+    saved_model.export(detector, tmp_path / "records", signatures.TF_EXAMPLE)
+    records = [
+        tf.train.Example(features=tf.train.Features(feature={
+            "image/encoded": tf.train.Feature(bytes_list=tf.train.BytesList(value=[tf.io.encode_png(image).numpy()])),
+            "image/context_features": tf.train.Feature(float_list=tf.train.FloatList(value=BANK[row, :size].ravel())),
+        })).SerializeToString()
+        for row, (image, size) in enumerate(zip(images, (7, 3), strict=True))
+    ]  # fmt: skip
+    found = runner.load(tmp_path / "records")(np.array(records, object))
+    np.testing.assert_allclose(found["raw_detection_scores"], expected, atol=1e-5)

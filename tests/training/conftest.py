@@ -26,6 +26,8 @@ LEAVES = {"kernel": "weights", "depthwise_kernel": "depthwise_weights", "bias": 
 class FakeDetector(tf.Module):
     """Two convolutions with batch norm (the second depthwise) and two convolutional predictors."""
 
+    context_size = None
+
     def __init__(self, seed: int = 0, weight_decay: float = 0.01) -> None:
         super().__init__()
         self.num_classes = CLASSES

@@ -52,6 +52,8 @@ class NetworkDetector(tf.Module, abc.ABC):
         self._parts: dict[str, str] = {}  # canonical scope -> part, filled once the network is built
         self._built = False
 
+    context_size: tuple[int, int] | None = None
+
     @abc.abstractmethod
     def _call_layers(self, images: tf.Tensor) -> None:
         """Calls every layer that has variables once, on normalised images `[1, h, w, C]`."""

@@ -77,6 +77,8 @@ class FasterRCNN(NetworkDetector):
         self.backbone, self.neck, self.rpn, self.second = network.backbone, network.neck, network.rpn, network.second
         self._pad_to_multiple = network.pad_to_multiple
         self._boxes = boxes
+        if self.second is not None and self.second.attention is not None:
+            self.context_size = self.second.attention.size
 
     def _feature_maps(self, images: tf.Tensor, training: bool) -> list[tf.Tensor]:
         padded = layers.pad_to_multiple(images, self._pad_to_multiple)

@@ -98,6 +98,11 @@ class ContextAttention(tf.Module):
                 for layer in range(options.num_attention_layers)
             ]
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Of a bank: rows at most, and their length."""
+        return self._options.max_num_context_features, self._options.context_feature_length
+
     def empty_bank(self, batch: tf.Tensor) -> ContextBank:
         """For `batch` images of which no others are known."""
         features = tf.zeros([batch, 1, self._options.context_feature_length])
