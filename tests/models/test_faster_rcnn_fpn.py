@@ -17,6 +17,7 @@ from od_finetune.errors import UserError
 from od_finetune.models.backbones import resnet_v1
 from od_finetune.models.detectors.faster_rcnn import FEATURES_TO_CROP, FasterRCNN
 from od_finetune.protos import model_pb2
+from od_finetune.training import costs
 
 KIND = "faster_rcnn_resnet50_fpn_keras"
 ANCHORS = "multiscale_anchor_generator { min_level: 2 max_level: 6 aspect_ratios: 1.0 normalize_coordinates: false }"
@@ -61,6 +62,14 @@ def test_it_learns_from_every_level_of_the_pyramid(detector):
     reached = {v.name for v, gradient in zip(variables, gradients, strict=True) if gradient is not None}
     assert {name.split("/")[0] for name in reached} >= {"Conv", "FirstStageFeatureExtractor",
                                                         "SecondStageFeatureExtractor"}  # fmt: skip
+
+
+def test_shapes_of_the_second_stage_are_known_so_that_its_flops_are_counted(detector):
+    specs = tf.TensorSpec([2, 64, 64, 3]), tf.TensorSpec([2, 3], tf.int32)
+    traced = tf.function(detector.predict, autograph=False).get_concrete_function(*specs)
+    products = [costs.flops(each) for each in traced.graph.get_operations() if each.type == "MatMul"]
+    regions, crop, width = 2 * 6, 2 * 2 * 4, 1024
+    assert products == [2 * regions * n for n in (crop * width, width * width, width * 4 * 2, width * 3)]
 
 
 def test_parts_and_stages(detector):
