@@ -110,7 +110,8 @@ class Evaluator(orbit.StandardEvaluator):
         return batch, self.detector.postprocess(predictions, batch.true_shapes), losses
 
     def _predictions(self, batch: fields.Batch) -> dict[str, tf.Tensor]:
-        return self.detector.predict(self.detector.normalize(batch.images), batch.true_shapes, training=False)
+        inputs = self.detector.normalize(batch.images, batch.true_shapes)
+        return self.detector.predict(inputs, batch.true_shapes, training=False)
 
     def _losses(self, batch: fields.Batch, predictions: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         with randomness.step_seed(tf.constant([0, 0])):  # sampled anchors: the same at every evaluation
