@@ -185,7 +185,8 @@ class Detector(Protocol):
         """Every layer that owns variables, by canonical scope (`<scope>/<leaf>` are its variables' names).
 
         A batch norm layer whose `trainable` is False runs in inference mode even while training. One that the model's
-        config has so has the attribute `keeps_statistics`, True.
+        config has so has the attribute `keeps_statistics`, True. A layer of which training changes nothing has the
+        attribute `frozen`, True, which may be absent: while training, nothing random happens in a block of such layers.
         """
 
     def regularizers(self) -> dict[str, Callable[[tf.Tensor], tf.Tensor]]:
