@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 
 from od_finetune.config import lint_files, lint_reads
 from od_finetune.config.finding import ERROR, INFO, WARNING, Finding
-from od_finetune.protos import model_pb2, train_pb2
+from od_finetune.protos import faster_rcnn_pb2, hyperparams_pb2, model_pb2, train_pb2
 from od_finetune.protos.pipeline_pb2 import TrainEvalPipelineConfig
 
 # path: (smallest, largest); None is no limit
@@ -80,7 +80,8 @@ def model(config: TrainEvalPipelineConfig) -> list[Finding]:
     if kind is None:
         choices = ", ".join(field.name for field in model_pb2.DetectionModel.DESCRIPTOR.fields)
         return [Finding(ERROR, "model", "no model is described", f"set one of {choices}")]
-    return list(_ranges(getattr(config.model, kind), _RANGES.get(kind, {}), f"model.{kind}."))
+    found = list(_ranges(getattr(config.model, kind), _RANGES.get(kind, {}), f"model.{kind}."))
+    return found + list(_activation_of_proposals(config.model.faster_rcnn))
 
 
 def train(config: TrainEvalPipelineConfig) -> list[Finding]:
@@ -147,6 +148,15 @@ def _ranges(owner: Message, ranges: Ranges, prefix: str) -> Iterator[Finding]:
             below = f"at least {low:g}" if low is not None and (low >= 1 or not low) else "a positive number"
             expected = f"a number from {low:g} to {high:g}" if low is not None and high is not None else below
             yield Finding(ERROR, prefix + path, f"is {value:g}", f"expected {expected}")
+
+
+def _activation_of_proposals(faster_rcnn: faster_rcnn_pb2.FasterRcnn) -> Iterator[Finding]:
+    """The region proposal network has ReLU6, of the OD API as well; a field that says nothing else is left alone."""
+    kinds, field = hyperparams_pb2.Hyperparams, "first_stage_box_predictor_conv_hyperparams"
+    asked = getattr(faster_rcnn, field).activation
+    if asked not in (kinds.DESCRIPTOR.fields_by_name["activation"].default_value, kinds.RELU_6):
+        text = f"{kinds.Activation.Name(asked)} has no effect: as in the OD API, the region proposal network has RELU_6"
+        yield Finding(WARNING, f"model.faster_rcnn.{field}.activation", text, "take it out")
 
 
 def _patterns(settings: train_pb2.TrainConfig) -> Iterator[Finding]:

@@ -96,6 +96,8 @@ def test_frozen_norms_keep_their_statistics():
 @pytest.mark.parametrize(("pyramid", "hyperparams", "message"), [
     (PYRAMID, "", "conv_hyperparams: faster_rcnn_resnet50_fpn_keras needs them"),
     ("fpn { min_level: 1 }", "conv_hyperparams {}", "feature_extractor.fpn: found min_level 1"),
+    (f"{PYRAMID} first_stage_features_stride: 8", "conv_hyperparams {}",
+     "first_stage_features_stride: found 8, but faster_rcnn_resnet50_fpn_keras has a map for each level"),
     ("fpn { min_level: 3 max_level: 6 }", "conv_hyperparams {}", "5 feature maps, but .* has 4"),
 ])  # fmt: skip
 def test_pyramids_that_cannot_be(pyramid: str, hyperparams: str, message: str):
