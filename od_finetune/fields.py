@@ -166,8 +166,12 @@ class Detector(Protocol):
     def resize(self, image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """`[H, W, 3]` (0..255, any dtype) -> float32 `[h, w, 3]` and its true shape int32 `[3]`."""
 
-    def normalize(self, images: tf.Tensor) -> tf.Tensor:
-        """Resized images (0..255) -> what the network takes."""
+    def normalize(self, images: tf.Tensor, true_shapes: tf.Tensor | None = None) -> tf.Tensor:
+        """Resized images (0..255) -> what the network takes.
+
+        Of a batch of images of different sizes, `true_shapes` int32 `[B, 3]` tells how far each goes: what fills it up
+        to the batch's largest becomes 0, whatever it was.
+        """
 
     def preprocess(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """`[B, H, W, 3]` (0..255) -> resized and normalised `[B, h, w, 3]` and true shapes int32 `[B, 3]`."""
@@ -191,7 +195,8 @@ class Detector(Protocol):
         """Every layer that owns variables, by canonical scope (`<scope>/<leaf>` are its variables' names).
 
         A batch norm layer whose `trainable` is False runs in inference mode even while training. One that the model's
-        config has so has the attribute `keeps_statistics`, True.
+        config has so has the attribute `keeps_statistics`, True. A layer of which training changes nothing has the
+        attribute `frozen`, True, which may be absent: while training, nothing random happens in a block of such layers.
         """
 
     def regularizers(self) -> dict[str, Callable[[tf.Tensor], tf.Tensor]]:

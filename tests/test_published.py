@@ -5,7 +5,9 @@ What is measured here goes into docs/models.md (`tools/make_models_table.py`).
 
 from __future__ import annotations
 
+import gc
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import goldens
@@ -48,6 +50,13 @@ EXTRACTORS = {"ssd": "FeatureExtractor", "faster_rcnn": "FirstStageFeatureExtrac
 STEPS = 20
 
 pytestmark = [pytest.mark.slow, pytest.mark.by_turns]
+
+
+@pytest.fixture(autouse=True)
+def collected() -> Iterator[None]:
+    """Graphs of whole detectors are cycles of objects that Python counts as few and small; they are gigabytes."""
+    yield
+    gc.collect()
 
 
 def test_reference_configs_are_there(shared):

@@ -49,7 +49,8 @@ def make_step(
     def step(batch: fields.Batch) -> tf.Tensor:
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(list(watched.values()))
-            predictions = detector.predict(detector.normalize(batch.images), batch.true_shapes, training=True)
+            inputs = detector.normalize(batch.images, batch.true_shapes)
+            predictions = detector.predict(inputs, batch.true_shapes, training=True)
             loss = tf.add_n(list(detector.losses(predictions, batch.groundtruth).values()))
         gradients = dict(zip(watched, tape.gradient(loss, list(watched.values())), strict=True))
         if method == ZEROED:

@@ -37,7 +37,8 @@ def crop(feature_maps: Sequence[tf.Tensor], boxes: tf.Tensor, size: int, image_s
         rows.append(tf.cast(here, tf.int32))
         crops.append(_crop(features, tf.gather(flat, here), tf.gather(images, here), size))
     merged = tf.dynamic_stitch(rows, crops)
-    return tf.ensure_shape(merged, [None, size, size, feature_maps[0].shape[-1]])
+    # How many regions a level has is known at run time only, how many all have together may be known before.
+    return tf.ensure_shape(merged, [flat.shape[0], size, size, feature_maps[0].shape[-1]])
 
 
 def feature_levels(boxes: tf.Tensor, num_levels: int, image_size: tuple[Size, Size]) -> tf.Tensor:

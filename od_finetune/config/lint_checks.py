@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 from google.protobuf.message import Message
 
-from od_finetune.config import lint_files
+from od_finetune.config import lint_files, lint_reads
 from od_finetune.config.finding import ERROR, INFO, WARNING, Finding
-from od_finetune.protos import eval_pb2, input_reader_pb2, model_pb2, train_pb2
+from od_finetune.protos import faster_rcnn_pb2, hyperparams_pb2, model_pb2, train_pb2
 from od_finetune.protos.pipeline_pb2 import TrainEvalPipelineConfig
 
 # path: (smallest, largest); None is no limit
@@ -80,7 +80,8 @@ def model(config: TrainEvalPipelineConfig) -> list[Finding]:
     if kind is None:
         choices = ", ".join(field.name for field in model_pb2.DetectionModel.DESCRIPTOR.fields)
         return [Finding(ERROR, "model", "no model is described", f"set one of {choices}")]
-    return list(_ranges(getattr(config.model, kind), _RANGES.get(kind, {}), f"model.{kind}."))
+    found = list(_ranges(getattr(config.model, kind), _RANGES.get(kind, {}), f"model.{kind}."))
+    return found + list(_activation_of_proposals(config.model.faster_rcnn))
 
 
 def train(config: TrainEvalPipelineConfig) -> list[Finding]:
@@ -105,6 +106,7 @@ def train(config: TrainEvalPipelineConfig) -> list[Finding]:
         found += lint_files.checkpoint(f"train_config.restore[{index}].checkpoint", block.checkpoint)
     if config.HasField("train_input_reader"):
         found += lint_files.input_reader("train_input_reader", config.train_input_reader, num_classes(config))
+        found += lint_reads.for_training("train_input_reader", config.train_input_reader, config)
     else:
         found.append(Finding(ERROR, "train_input_reader", "is not set", "training needs records to read"))
     return found
@@ -125,22 +127,11 @@ def evaluation(config: TrainEvalPipelineConfig) -> list[Finding]:
         found.append(Finding(ERROR, "eval_input_reader[1]", text, hint))
     for index, reader in enumerate(config.eval_input_reader):
         found += lint_files.input_reader(f"eval_input_reader[{index}]", reader, num_classes(config))
-        found += _read_for_metrics(f"eval_input_reader[{index}]", reader, settings)
+        found += lint_reads.for_evaluation(f"eval_input_reader[{index}]", reader, config)
+    found += lint_reads.predicted(config)
     if not config.eval_input_reader:
         found.append(Finding(WARNING, "eval_input_reader", "is not set: there will be no evaluation"))
     return found
-
-
-def _read_for_metrics(
-    path: str, reader: input_reader_pb2.InputReader, settings: eval_pb2.EvalConfig
-) -> Iterator[Finding]:
-    """What the metrics measure has to be read from the records."""
-    if "coco_mask_metrics" in settings.metrics_set and not reader.load_instance_masks:
-        text = "is not set, but eval_config.metrics_set holds coco_mask_metrics"
-        yield Finding(ERROR, f"{path}.load_instance_masks", text, "set it, and mask_type as the records have it")
-    if ("coco_keypoint_metrics" in settings.metrics_set or settings.parameterized_metric) and not reader.num_keypoints:
-        text = "is 0, but eval_config asks for coco_keypoint_metrics"
-        yield Finding(ERROR, f"{path}.num_keypoints", text, "set it to the number that each object of the records has")
 
 
 def _ranges(owner: Message, ranges: Ranges, prefix: str) -> Iterator[Finding]:
@@ -157,6 +148,15 @@ def _ranges(owner: Message, ranges: Ranges, prefix: str) -> Iterator[Finding]:
             below = f"at least {low:g}" if low is not None and (low >= 1 or not low) else "a positive number"
             expected = f"a number from {low:g} to {high:g}" if low is not None and high is not None else below
             yield Finding(ERROR, prefix + path, f"is {value:g}", f"expected {expected}")
+
+
+def _activation_of_proposals(faster_rcnn: faster_rcnn_pb2.FasterRcnn) -> Iterator[Finding]:
+    """The region proposal network has ReLU6, of the OD API as well; a field that says nothing else is left alone."""
+    kinds, field = hyperparams_pb2.Hyperparams, "first_stage_box_predictor_conv_hyperparams"
+    asked = getattr(faster_rcnn, field).activation
+    if asked not in (kinds.DESCRIPTOR.fields_by_name["activation"].default_value, kinds.RELU_6):
+        text = f"{kinds.Activation.Name(asked)} has no effect: as in the OD API, the region proposal network has RELU_6"
+        yield Finding(WARNING, f"model.faster_rcnn.{field}.activation", text, "take it out")
 
 
 def _patterns(settings: train_pb2.TrainConfig) -> Iterator[Finding]:

@@ -98,6 +98,12 @@ def _check(proto: faster_rcnn_pb2.FasterRcnnFeatureExtractor, row: TwoStageRow) 
             f"{AT}.first_stage_features_stride: found {proto.first_stage_features_stride}, expected "
             f"{' or '.join(map(str, row.strides))}"
         )
+    elsewhere = proto.DESCRIPTOR.fields_by_name["first_stage_features_stride"].default_value
+    if row.neck is not None and proto.first_stage_features_stride != elsewhere:
+        raise UserError(
+            f"{AT}.first_stage_features_stride: found {proto.first_stage_features_stride}, but {proto.type} has a map "
+            "for each level of its pyramid, 2^level the stride of each; remove the field"
+        )
     needed = proto.override_base_feature_extractor_hyperparams
     if needed and not proto.HasField("conv_hyperparams"):
         raise UserError(f"{AT}.override_base_feature_extractor_hyperparams: is true, but there are no conv_hyperparams")

@@ -121,7 +121,8 @@ def build_batches(
     """Batches of a stream that begins at record `first_index`.
 
     Args:
-      resize: as `Detector.resize`. Images of different sizes are filled with zeros to the batch's largest.
+      resize: as `Detector.resize`. Images of different sizes are filled up to the batch's largest, with what
+        `Detector.normalize` makes 0.
       steps: augmentation steps, in order.
     """
     base_seed = tf.constant([seed % 2**31, len(steps)], tf.int32)

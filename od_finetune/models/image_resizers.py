@@ -174,6 +174,21 @@ class PadToMultiple(NamedTuple):
         return _grayscale(padded, self.grayscale), _shape(_grayscale(image, self.grayscale))
 
 
+def zero_beyond(resizer: Resizer, images: tf.Tensor, true_shapes: tf.Tensor) -> tf.Tensor:
+    """Zeros what a batch has been filled up with beyond each of its resized images, and not their own padding.
+
+    Args:
+        resizer: that made them, of different sizes.
+        images: `[B, H, W, C]`.
+        true_shapes: int32 `[B, 3]`, as the resizer gave them.
+    """
+    sizes = true_shapes[:, :2]
+    if isinstance(resizer, PadToMultiple):
+        sizes += -sizes % resizer.multiple
+    rows, columns = (tf.sequence_mask(sizes[:, axis], tf.shape(images)[1 + axis]) for axis in (0, 1))
+    return tf.where(rows[:, :, None, None] & columns[:, None, :, None], images, 0.0)
+
+
 def _resize(image: tf.Tensor, size: object, method: str, align_corners: bool = False) -> tf.Tensor:
     resized = tf.compat.v1.image.resize_images(image, size, METHODS[method], align_corners=align_corners)
     return tf.cast(resized, tf.float32)

@@ -304,6 +304,11 @@ def weighted_layers(module: tf.Module) -> dict[str, tf_keras.layers.Layer]:
     return layers
 
 
+def is_frozen(module: tf.Module) -> bool:
+    """Whether training changes nothing in any layer of a built module; see `fields.Detector.weighted_layers`."""
+    return all(getattr(layer, "frozen", False) for layer in weighted_layers(module).values())
+
+
 def weight_leaves(layer: tf_keras.layers.Layer) -> dict[str, str]:
     """tf_keras's name -> leaf of the canonical name, of every variable of one layer."""
     there = (attribute for attribute in _WEIGHT_ATTRIBUTES if getattr(layer, attribute, None) is not None)

@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 # Of a photograph, for resizers whose result depends on what comes in: height and width.
 _PHOTOGRAPH = (480, 640)
+# DensePose points of an object: about as many as COCO's people have. The reader takes what records hold.
+_POINTS = 100
 # Fields about files: plans don't need them.
 _FILES = ("train_input_reader", "train_config.fine_tune_checkpoint", "train_config.restore")
 _PLACEHOLDER = "PATH_TO_BE_CONFIGURED"
@@ -135,7 +137,7 @@ def noise(detector: fields.Detector, config: pipeline.TrainEvalPipelineConfig) -
 def _with_extras(
     groundtruth: fields.Groundtruth, config: pipeline.TrainEvalPipelineConfig, shape: tuple[int, int]
 ) -> fields.Groundtruth:
-    """With the masks and keypoints, all zeros, that the input reader loads."""
+    """With the masks, keypoints, DensePose points and track ids, all zeros, that the input reader loads."""
     each, reader = [int(size) for size in groundtruth.weights.shape], config.train_input_reader
     if reader.load_instance_masks:
         groundtruth = groundtruth._replace(masks=tf.zeros([*each, *shape], tf.uint8))
@@ -146,4 +148,12 @@ def _with_extras(
         if reader.load_keypoint_depth_features:
             zeros = tf.zeros(points)
             groundtruth = groundtruth._replace(keypoint_depths=zeros, keypoint_depth_weights=zeros)
+    if reader.load_dense_pose:
+        groundtruth = groundtruth._replace(
+            dense_pose_num_points=tf.fill(each, _POINTS),
+            dense_pose_part_ids=tf.zeros([*each, _POINTS], tf.int32),
+            dense_pose_surface_coords=tf.zeros([*each, _POINTS, 4]),
+        )
+    if reader.load_track_id:
+        groundtruth = groundtruth._replace(track_ids=tf.zeros(each, tf.int32))
     return groundtruth

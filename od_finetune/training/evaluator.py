@@ -110,7 +110,7 @@ class Evaluator(orbit.StandardEvaluator):
         return batch, self.detector.postprocess(predictions, batch.true_shapes), losses
 
     def _predictions(self, batch: fields.Batch) -> dict[str, tf.Tensor]:
-        inputs = self.detector.normalize(batch.images)
+        inputs = self.detector.normalize(batch.images, batch.true_shapes)
         return self.detector.predict(inputs, batch.true_shapes, training=False, **batch.side_inputs)
 
     def _losses(self, batch: fields.Batch, predictions: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

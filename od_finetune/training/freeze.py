@@ -135,13 +135,17 @@ class FreezePlan:
         return {row.name: row.weight_decay for row in self.rows if row.trainable and row.weight_decay is not None}
 
     def apply(self, detector: Detector) -> dict[str, tf.Variable]:
-        """Puts each batch norm layer into its mode; returns the variables to train by name."""
+        """Tells each layer whether it is frozen and puts each batch norm layer into its mode; returns the variables to
+        train by name."""
         variables = detector.named_variables()
         layers = detector.weighted_layers()
         for scope in {scope_of(name): None for name in variables if is_statistic(name)}:
             # tf_keras: a batch norm layer that is not trainable normalises with, and keeps, its statistics. Its gamma
             # and beta train all the same where the tape watches them.
             layers[scope].trainable = scope not in self.frozen_norms
+        moving = {scope_of(row.name) for row in self.rows if not row.frozen}
+        for scope, layer in layers.items():
+            layer.frozen = scope not in moving
         return {name: variables[name] for name in self.trainable}
 
     def to_json(self) -> dict[str, Any]:

@@ -117,7 +117,7 @@ class Trainer(orbit.StandardTrainer):
 
     def losses(self, batch: fields.Batch) -> dict[str, tf.Tensor]:
         """The detector's losses in training mode, the regularisation loss if there is any, and their total."""
-        inputs = self.detector.normalize(batch.images)
+        inputs = self.detector.normalize(batch.images, batch.true_shapes)
         predictions = self.detector.predict(inputs, batch.true_shapes, training=True, **batch.side_inputs)
         kept, num_classes = self._kept_outputs, self.detector.num_classes
         losses = dict(self.detector.losses(kept.for_losses(predictions, num_classes), batch.groundtruth))

@@ -68,6 +68,20 @@ def test_lint_has_nothing_against_a_sound_model():
     assert [finding.text() for finding in lint.lint(config(), use=()) if finding.severity == lint.ERROR] == []
 
 
+@pytest.mark.parametrize(
+    ("activation", "warned"), [("RELU", False), ("RELU_6", False), ("SWISH", True), ("NONE", True)]
+)
+def test_the_activation_of_the_region_proposal_network_is_what_it_is(activation, warned):
+    asking = config()
+    text = f"activation: {activation}"
+    text_format.Merge(text, asking.model.faster_rcnn.first_stage_box_predictor_conv_hyperparams)
+    found = [finding for finding in lint.lint(asking, use=(), deep=False) if finding.severity == lint.WARNING]
+    assert len(found) == warned
+    if warned:
+        assert found[0].path.endswith("box_predictor_conv_hyperparams.activation")
+        assert f"{activation} has no effect" in found[0].message and "has RELU_6" in found[0].message
+
+
 def test_every_kind_of_model_is_in_each_table():
     assert set(KINDS) == set(PARTS) == set(_RANGES)
 

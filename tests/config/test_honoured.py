@@ -18,7 +18,8 @@ from od_finetune.config.augmentation import TABLE
 
 SOURCES = Path(od_finetune.__file__).parent
 # These talk about fields without acting on them.
-TALKERS = {"honoured.py", "honoured_tables.py", "lint.py", "lint_checks.py", "lint_deep.py", "lint_files.py"}
+TALKERS = {"honoured.py", "honoured_tables.py", "lint.py", "lint_checks.py", "lint_deep.py", "lint_files.py",
+           "lint_reads.py"}
 # Where fields become named parameters by way of their descriptor or of a tuple's field names.
 BY_PARAMETER_NAME = ["boxes/nms.py", *(f"data/{path.name}" for path in SOURCES.glob("data/augment_*.py"))]
 

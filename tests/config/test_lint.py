@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import two_stage
 from lint_config import only
 
 from od_finetune.cli.main import main
@@ -124,21 +125,68 @@ def test_more_than_one_reader_to_evaluate_is_an_error(findings):
     assert "one is evaluated" in error.message and "input_path" in error.hint and "--set" in error.hint
 
 
+KEYPOINT_METRICS = "eval_config.parameterized_metric[+]={coco_keypoint_metrics {class_label: 'cat'}}"
+
+
 @pytest.mark.parametrize(
-    ("override", "path", "text"),
+    ("override", "field", "chosen", "text"),
     [
-        ("eval_config.metrics_set=['coco_mask_metrics']", "load_instance_masks", "metrics_set holds coco_mask_metrics"),
-        ("eval_config.metrics_set=['coco_keypoint_metrics']", "num_keypoints", "asks for coco_keypoint_metrics"),
-        (
-            "eval_config.parameterized_metric[+]={coco_keypoint_metrics {class_label: 'cat'}}",
-            "num_keypoints",
-            "asks for coco_keypoint_metrics",
-        ),
+        ("eval_config.metrics_set=['coco_mask_metrics']", "load_instance_masks", "metrics_set", "holds coco_mask"),
+        ("eval_config.metrics_set=['coco_keypoint_metrics']", "num_keypoints", "metrics_set", "holds coco_keypoint"),
+        (KEYPOINT_METRICS, "num_keypoints", "parameterized_metric", "asks for coco_keypoint"),
     ],
 )
-def test_metrics_measure_what_is_read(findings, override, path, text):
+def test_metrics_measure_what_is_read_and_predicted(findings, override, field, chosen, text):
     found = {finding.path: finding for finding in only(findings(override), ERROR)}
-    assert text in found[f"eval_input_reader[0].{path}"].message
+    assert set(found) == {f"eval_input_reader[0].{field}", f"eval_config.{chosen}"}
+    assert f"eval_config.{chosen} {text}" in found[f"eval_input_reader[0].{field}"].message
+    unpredicted = found[f"eval_config.{chosen}"].message
+    assert text in unpredicted and "the model predicts no" in unpredicted
+
+
+MASK_RCNN = (
+    f"model={{faster_rcnn {{ {two_stage.TEXT} number_of_stages: 3 }}}}",
+    "model.faster_rcnn.second_stage_box_predictor.mask_rcnn_box_predictor.predict_instance_masks=true",
+)
+
+
+def center_net(tasks: str) -> tuple[str]:
+    return (f"model={{center_net {{ num_classes: 2 {tasks} }}}}",)
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "part"),
+    [
+        (MASK_RCNN, {"load_instance_masks"}, "mask_rcnn_box_predictor.predict_instance_masks learns from it"),
+        (center_net("mask_estimation_task {}"), {"load_instance_masks"}, "center_net.mask_estimation_task learns"),
+        (center_net("deepmac_mask_estimation {}"), {"load_instance_masks"}, "center_net.deepmac_mask_estimation"),
+        (center_net("densepose_estimation_task {}"), {"load_dense_pose"}, "center_net.densepose_estimation_task"),
+        (center_net("track_estimation_task {}"), {"load_track_id"}, "center_net.track_estimation_task"),
+        (center_net("keypoint_estimation_task { predict_depth: true }"),
+         {"num_keypoints", "load_keypoint_depth_features"}, "keypoint_estimation_task"),
+    ],
+)  # fmt: skip
+def test_models_learn_from_what_is_read(findings, model, fields, part):
+    readers = ("train_input_reader", "eval_input_reader[0]")
+    found = {finding.path: finding for finding in only(findings(*model, deep=False), ERROR)}
+    assert set(found) == {f"{reader}.{each}" for reader in readers for each in fields}
+    assert all(part in finding.message for finding in found.values())
+    values = {each: "5" if each == "num_keypoints" else "true" for each in fields}
+    loaded = [f"{reader}.{each}={value}" for reader in readers for each, value in values.items()]
+    assert only(findings(*model, *loaded, deep=False), ERROR) == []
+    unread = findings(*model, *loaded[len(fields) :], use=["eval"], deep=False)
+    assert only(unread, ERROR) == []  # training's reader takes no part in an evaluation
+
+
+def test_a_run_refuses_a_mask_model_whose_masks_are_not_read(folder):
+    config = pipeline.load(folder / "my.config", MASK_RCNN)
+    with pytest.raises(UserError, match=r"train_input_reader.load_instance_masks: is not set, but .* learns from it"):
+        lint.check(config)
+
+
+def test_masks_that_are_read_and_predicted_can_be_measured(findings):
+    reads = ("train_input_reader.load_instance_masks=true", "eval_input_reader[0].load_instance_masks=true")
+    assert only(findings(*MASK_RCNN, *reads, "eval_config.metrics_set=['coco_mask_metrics']", deep=False), ERROR) == []
 
 
 def test_flips_know_the_keypoints(findings):

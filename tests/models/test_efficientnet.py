@@ -117,6 +117,13 @@ def test_blocks_are_dropped_more_often_towards_the_end_and_only_in_training():
     change = block(inputs, training=True) - inputs
     left_out = np.all(change.numpy() == 0, axis=(1, 2, 3)).sum()
     assert 16 < left_out < 48
+    parts = layers.weighted_layers(block).values()
+    for frozen in (True, False):  # as a whole, and all of it but one layer
+        for part in parts:
+            part.frozen = True
+        part.frozen = frozen
+        change = block(inputs, training=True) - inputs
+        assert np.any(np.all(change.numpy() == 0, axis=(1, 2, 3))) != frozen
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,28 @@ def test_inference(detector):
     assert set(detector.losses(predictions, batches.two_objects())) == LOSSES
 
 
+def test_a_batch_of_different_sizes_is_filled_up_with_what_is_zero_to_the_network():
+    resizer = "keep_aspect_ratio_resizer { min_dimension: 32 max_dimension: 64 }"
+    detector = two_stage.tiny(image_resizer=resizer)
+    sizes = (30, 60, 3), (60, 30, 3)
+    photographs = [np.random.RandomState(0).uniform(0, 255, size).astype(np.float32) for size in sizes]
+    dataset = tf.data.Dataset.from_generator(lambda: photographs, output_signature=tf.TensorSpec([None, None, 3]))
+    images, shapes = next(iter(dataset.map(detector.resize).padded_batch(2)))
+    assert images.shape == (2, 64, 64, 3) and shapes.numpy().tolist() == [[32, 64, 3], [64, 32, 3]]
+
+    @tf.function(autograph=False)
+    def raw(inputs: tf.Tensor, shapes: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        predictions = detector.predict(inputs, shapes)
+        return predictions[names.RPN_ENCODINGS], predictions[names.OBJECTNESS]
+
+    together = raw(detector.normalize(images, shapes), shapes)
+    for index, margins in enumerate(([[0, 32], [0, 0], [0, 0]], [[0, 0], [0, 32], [0, 0]])):
+        height, width, _ = shapes[index]
+        alone = tf.pad(detector.normalize(images[index, :height, :width]), margins)[None]
+        for found, expected in zip(together, raw(alone, shapes[index : index + 1]), strict=True):
+            np.testing.assert_allclose(found[index], expected[0], rtol=1e-4, atol=1e-5)
+
+
 def test_boxes_are_relative_to_the_true_part(detector):
     inputs, _ = detector.preprocess(tf.convert_to_tensor(IMAGES))
     predictions = detector.predict(inputs, tf.constant([[64, 64, 3], [32, 48, 3]]))

@@ -17,6 +17,7 @@ from od_finetune.errors import UserError
 from od_finetune.models.backbones import resnet_v1
 from od_finetune.models.detectors.faster_rcnn import FEATURES_TO_CROP, FasterRCNN
 from od_finetune.protos import model_pb2
+from od_finetune.training import costs
 
 KIND = "faster_rcnn_resnet50_fpn_keras"
 ANCHORS = "multiscale_anchor_generator { min_level: 2 max_level: 6 aspect_ratios: 1.0 normalize_coordinates: false }"
@@ -63,6 +64,14 @@ def test_it_learns_from_every_level_of_the_pyramid(detector):
                                                         "SecondStageFeatureExtractor"}  # fmt: skip
 
 
+def test_shapes_of_the_second_stage_are_known_so_that_its_flops_are_counted(detector):
+    specs = tf.TensorSpec([2, 64, 64, 3]), tf.TensorSpec([2, 3], tf.int32)
+    traced = tf.function(detector.predict, autograph=False).get_concrete_function(*specs)
+    products = [costs.flops(each) for each in traced.graph.get_operations() if each.type == "MatMul"]
+    regions, crop, width = 2 * 6, 2 * 2 * 4, 1024
+    assert products == [2 * regions * n for n in (crop * width, width * width, width * 4 * 2, width * 3)]
+
+
 def test_parts_and_stages(detector):
     first, second = "FirstStageFeatureExtractor/resnet_v1_50", "SecondStageFeatureExtractor/resnet_v1_50"
     assert detector.part(f"{first}/block4/unit_1/bottleneck_v1/conv3/weights") == "backbone"
@@ -87,6 +96,8 @@ def test_frozen_norms_keep_their_statistics():
 @pytest.mark.parametrize(("pyramid", "hyperparams", "message"), [
     (PYRAMID, "", "conv_hyperparams: faster_rcnn_resnet50_fpn_keras needs them"),
     ("fpn { min_level: 1 }", "conv_hyperparams {}", "feature_extractor.fpn: found min_level 1"),
+    (f"{PYRAMID} first_stage_features_stride: 8", "conv_hyperparams {}",
+     "first_stage_features_stride: found 8, but faster_rcnn_resnet50_fpn_keras has a map for each level"),
     ("fpn { min_level: 3 max_level: 6 }", "conv_hyperparams {}", "5 feature maps, but .* has 4"),
 ])  # fmt: skip
 def test_pyramids_that_cannot_be(pyramid: str, hyperparams: str, message: str):

@@ -61,3 +61,15 @@ def test_padding_has_its_own_value_in_each_channel():
     resized, _ = resizer(tf.constant(IMAGE))
     np.testing.assert_array_equal(resized[:12], IMAGE.astype(np.float32))
     np.testing.assert_array_equal(resized[12:], np.broadcast_to([1.0, 2.0, 3.0], (8, 20, 3)))
+
+
+@pytest.mark.parametrize(
+    ("resizer", "height", "width"),
+    [(resizers.Identity(), 3, 5), (resizers.PadToMultiple(4, pad_value=(9.0,) * 3), 4, 8)],
+)
+def test_only_what_a_batch_is_filled_up_with_is_zeroed(resizer, height, width):
+    _, true_shape = resizer(tf.ones([3, 5, 3]))
+    larger = tf.constant([8, 8, 3])
+    seen = resizers.zero_beyond(resizer, tf.ones([2, 8, 8, 3]), tf.stack([true_shape, larger])).numpy()
+    assert seen[0, :height, :width].all() and seen[0].sum() == 3 * height * width
+    assert seen[1].all()

@@ -57,7 +57,8 @@ class FakeDetector(tf.Module):
         boxes = self._layers["BoxPredictor_0/BoxEncodingPredictor"](x)
         return tf.reshape(boxes, [-1, ANCHORS, 4]), tf.reshape(scores, [-1, ANCHORS, CLASSES + 1])
 
-    def normalize(self, images: tf.Tensor) -> tf.Tensor:
+    def normalize(self, images: tf.Tensor, true_shapes: tf.Tensor) -> tf.Tensor:
+        assert true_shapes.shape[1] == 3
         return images / 127.5 - 1.0
 
     def predict(self, inputs: tf.Tensor, true_shapes: tf.Tensor, training: bool = False) -> dict[str, tf.Tensor]:

@@ -100,7 +100,7 @@ def test_training_reports_it_and_holds_the_outputs(fake_detector, dataset, batch
         assert (fields.DISTILLATION_LOSS in output) == bool(weight)
         for name, value in start.named_variables().items():  # the teacher does not learn
             np.testing.assert_array_equal(value, before[name], err_msg=name)
-        images = start.normalize(batch(99).images)
+        images = start.normalize(batch(99).images, batch(99).true_shapes)
         old, new = (
             detector.predict(images, None)[fields.CLASS_PREDICTIONS][..., 1] for detector in (start, trainer.detector)
         )

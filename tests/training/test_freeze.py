@@ -7,7 +7,16 @@ import pytest
 import tensorflow as tf
 
 from od_finetune.errors import UserError
-from od_finetune.training.freeze import FROZEN, FROZEN_STATISTICS, STATISTICS, TRAINED, FreezePlan, FreezeRequest, Row
+from od_finetune.training.freeze import (
+    FROZEN,
+    FROZEN_STATISTICS,
+    STATISTICS,
+    TRAINED,
+    FreezePlan,
+    FreezeRequest,
+    NormRule,
+    Row,
+)
 
 BACKBONE = [
     f"FeatureExtractor/Conv_{i}{leaf}"
@@ -61,6 +70,17 @@ def test_a_batch_norm_whose_scale_and_offset_are_frozen_runs_in_inference_mode(f
     assert layers["FeatureExtractor/Conv_1/BatchNorm"].trainable
     plan_of(detector).apply(detector)  # another plan undoes it
     assert layers["FeatureExtractor/Conv_0/BatchNorm"].trainable
+
+
+def test_layers_know_whether_training_changes_anything_in_them(fake_detector):
+    detector = fake_detector()
+    rules = (NormRule("Conv_0/BatchNorm", statistics=True),)
+    freeze = ("Conv_0/", "Conv_1/depthwise_weights", "Conv_1/BatchNorm/")
+    plan_of(detector, freeze=freeze, batch_norms=rules).apply(detector)
+    frozen = {scope for scope, layer in detector.weighted_layers().items() if layer.frozen}
+    assert frozen == {"FeatureExtractor/Conv_0", "FeatureExtractor/Conv_1", "FeatureExtractor/Conv_1/BatchNorm"}
+    plan_of(detector).apply(detector)
+    assert not any(layer.frozen for layer in detector.weighted_layers().values())
 
 
 def test_a_pattern_decides_about_statistics_of_a_norm_without_scale_and_offset(fake_detector):

@@ -9,7 +9,7 @@ import tensorflow as tf
 from od_finetune import randomness
 from od_finetune.fields import ObjectTree
 from od_finetune.models import tf2_objects
-from od_finetune.models.layers import ConvHyperparams, ConvUnit
+from od_finetune.models.layers import ConvHyperparams, ConvUnit, is_frozen
 
 _SQUEEZE = 0.25  # of a block's input channels, in its squeeze-and-excitation
 
@@ -61,7 +61,7 @@ class MBConv(tf.Module):
       stage: what the block is made by; its filters are those of the output.
       stride: of the depthwise convolution.
       dropped: the share of images for which, in training, only the input is left (stochastic depth, Huang et al. 2016,
-        arXiv:1603.09382).
+        arXiv:1603.09382). Not of a block that is frozen as a whole, which has nothing to learn from it.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class MBConv(tf.Module):
         outputs = self._project(self._excite(self._depthwise(outputs, training)), training)
         if not self.residual:
             return outputs
-        if training and self._dropped > 0:
+        if training and self._dropped > 0 and not is_frozen(self):
             each = [tf.shape(outputs)[0], 1, 1, 1]
             outputs = tf.nn.experimental.stateless_dropout(
                 outputs, self._dropped, randomness.next_seed(), noise_shape=each

@@ -10,7 +10,7 @@ import tensorflow as tf
 import tf_keras
 
 from od_finetune import fields
-from od_finetune.models import layers
+from od_finetune.models import image_resizers, layers
 from od_finetune.models.image_resizers import Resizer
 from od_finetune.models.normalization import Normalization
 from od_finetune.names import Rules, Vocabulary, apply_rules
@@ -66,9 +66,12 @@ class NetworkDetector(tf.Module, abc.ABC):
         """`[H, W, 3]` (0..255, any dtype) -> float32 `[h, w, 3]` and its true shape int32 `[3]`."""
         return self._resizer(image)
 
-    def normalize(self, images: tf.Tensor) -> tf.Tensor:
-        """0..255 -> what the backbone takes, float32."""
-        return self._normalize(images)
+    def normalize(self, images: tf.Tensor, true_shapes: tf.Tensor | None = None) -> tf.Tensor:
+        """Resized images (0..255) -> what the backbone takes, float32; see `fields.Detector`."""
+        normalized = self._normalize(images)
+        if true_shapes is None or None not in self._resizer.static_size:
+            return normalized
+        return image_resizers.zero_beyond(self._resizer, normalized, true_shapes)
 
     def preprocess(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """`[B, H, W, 3]` (0..255) -> resized and normalised `[B, h, w, 3]` and true shapes int32 `[B, 3]`."""

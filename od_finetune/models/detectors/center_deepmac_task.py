@@ -20,7 +20,11 @@ DEEP_MASK = "deep_mask_estimation"
 
 @dataclasses.dataclass(frozen=True)
 class DeepMasks(Task):
-    """A mask per object, drawn by a network within the object's box: in training the labelled one."""
+    """A mask per object, drawn by a network within the object's box: in training the labelled one.
+
+    While training, the network also draws within the empty boxes that images are padded with. They are in no loss, but
+    in what its batch norms learn from. So it is in the OD API, which cannot stack the boxes of a batch without padding.
+    """
 
     targets: center_deepmac.DeepMasks
     embedding_size: int  # dim

@@ -89,6 +89,10 @@ class TrackClassifier(tf.Module):
     """From an embedding to the track it is of: fully connected layers, with norm and ReLU between them. Needed for the
     loss only.
 
+    While training, it also classifies what is at the boxes that images are padded with. They are in no loss, but in
+    what its batch norms learn from, as in the OD API with `unpad_groundtruth_tensors: false`; with `true`, its default,
+    it leaves them out, and has no statistics of a batch without any object.
+
     Args:
       size: of embeddings.
       num_ids: tracks in the training data.
