@@ -34,6 +34,12 @@ CONFIGS = published.configs()
 BY_TYPE = {}
 for _name in sorted(CONFIGS, key=lambda name: ("context_rcnn" in name or "deepmac" in name, name)):
     BY_TYPE.setdefault(published.extractor_type(published.load(CONFIGS[_name]).model), _name)
+# And one of each kind of head that none of these has.
+HEADS = (
+    "tf1_rfcn_resnet101_coco",
+    "tf1_context_rcnn_resnet101_snapshot_serengeti",
+    "tf2_center_net_deepmac_512x512_voc_only_tpu-32",
+)
 # The same network in both halves of the OD API; its backbone's layers agree.
 COUNTERPARTS = (
     ("ssd_mobilenet_v2_coco", "ssd_mobilenet_v2_320x320_coco17_tpu-8"),
@@ -109,7 +115,7 @@ def mean_loss(trainer: Trainer, steps: int) -> float:
     return float(trainer.train(tf.constant(steps))[fields.TOTAL_LOSS])
 
 
-@pytest.mark.parametrize("name", BY_TYPE.values())
+@pytest.mark.parametrize("name", [*BY_TYPE.values(), *HEADS] if CONFIGS else [])
 def test_trains_freezes_and_exports(name: str, tmp_path: Path):
     model = published.shrunk(published.load(CONFIGS[name]).model)
     tf_keras.utils.set_random_seed(0)

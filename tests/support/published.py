@@ -94,7 +94,7 @@ def shrunk(model: model_pb2.DetectionModel) -> model_pb2.DetectionModel:
 
 
 def batch(model: model_pb2.DetectionModel, num_classes: int, size: int = 2, side: int | None = None) -> fields.Batch:
-    """Noise with three boxes an image, and with masks and keypoints where a detector learns these.
+    """Noise with three boxes an image, and with what else a detector learns from: masks, keypoints, a context bank.
 
     `side` is that of the images, `small_side` unless given."""
     side = side or small_side(model)
@@ -110,4 +110,9 @@ def batch(model: model_pb2.DetectionModel, num_classes: int, size: int = 2, side
             keypoints=tf.constant(draws.random((size, 3, count, 2), np.float32)),
             keypoint_visibilities=tf.ones((size, 3, count), tf.bool),
         )
-    return made._replace(groundtruth=groundtruth)
+    made = made._replace(groundtruth=groundtruth)
+    if model.faster_rcnn.HasField("context_config"):
+        features = draws.normal(size=(size, 5, model.faster_rcnn.context_config.context_feature_length))
+        bank = fields.ContextBank(tf.constant(features, tf.float32), tf.range(1, size + 1))
+        made = made._replace(context=bank)
+    return made
