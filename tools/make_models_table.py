@@ -29,8 +29,8 @@ Each config that was published with the OD API, as `tests/test_published.py` and
 - **across**: variables of the backbone that the checkpoint of the same network in the other half of the OD API gave.
 - **trains**: the loss over the first and the last three of 20 steps on one batch of noise at 128x128
   (hourglasses 256x256); **frozen**: backward operations left in a frozen feature extractor; **exported**: largest
-  difference of a SavedModel's scores to the detector's. One config of each feature extractor type and of each kind of head runs
-  these.
+  difference of a SavedModel's scores to the detector's. One config of each feature extractor type, and of each kind of
+  head, runs these.
 
 A dash: there is nothing to compare with, or it was not run.
 """
