@@ -26,7 +26,11 @@ class ContextFeatures:
         self.length, self.max_rows = length, max_rows
 
     def decode(self, features: Mapping[str, tf.Tensor]) -> tuple[ContextBank, list[Check]]:
-        """The bank of one image, `[M, length]` and M (0 where a record has none), and the checks that it is one.
+        """The bank of one image, `[max_rows, length]` and how many of the rows are the record's (0 where it has none),
+        and the checks that it is one.
+
+        The rest is zeros: all of it goes into the statistics of the batch norms that project it while training, and so
+        it does in the OD API. Without, a batch of records that have no bank would leave them with none.
 
         Args:
           features: parsed, of `TYPES`.
@@ -36,6 +40,7 @@ class ContextFeatures:
         stated = tf.concat([lengths, [self.length]], axis=0)[0]
         rows = tf.minimum(count // self.length, self.max_rows)
         bank = tf.reshape(values[: rows * self.length], [-1, self.length])
+        bank = tf.ensure_shape(tf.pad(bank, [[0, self.max_rows - rows], [0, 0]]), [self.max_rows, self.length])
         not_finite = tf.logical_not(tf.math.is_finite(values))
         expected = f"expected {self.length}, the model's context_config.context_feature_length"
         checks = [

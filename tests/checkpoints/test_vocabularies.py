@@ -108,6 +108,7 @@ def test_mobilenet_v2_computes_what_torch_does(v2, recorder, network):
     assert "52 batch norms have another epsilon in the checkpoint" in plan.text()
 
 
+@pytest.mark.slow
 def test_a_network_that_pads_otherwise_is_told(recorder):
     source = _source(_torchvision(recorder))
     for padding in (False, True):

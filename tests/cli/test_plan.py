@@ -89,6 +89,7 @@ def test_number_of_depths_to_probe(value, capsys):
     assert "expected a number from 2 on, or 'all'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_process_that_measures(tiny_config):
     config = pipeline.to_text(pipeline.load(tiny_config))
     frozen = ["BoxPredictor_0/ClassPredictor/weights", "BoxPredictor_0/ClassPredictor/biases"]

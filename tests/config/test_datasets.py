@@ -401,16 +401,18 @@ def _record_file(folder: Path, examples: list[tf.train.Example]) -> str:
     return str(folder / "a.record")
 
 
-def test_context_banks_of_a_batch_are_padded_to_the_longest(tmp_path: Path) -> None:
+def test_context_banks_are_padded_to_the_models_number_of_rows(tmp_path: Path) -> None:
     items = [_example(number) for number in range(2)]
     items[1].features.feature["image/context_features"].float_list.value.extend(range(8))
     path, detector = _record_file(tmp_path, items), FakeDetector()
-    detector.context_size = (10, 4)
+    detector.context_size = (3, 4)
     settings = eval_pb2.EvalConfig(batch_size=2)
     (batch,) = build_eval_dataset(_reader(path, "load_context_features: true"), settings, detector)
     assert batch.side_inputs == {"context": batch.context}
     np.testing.assert_array_equal(batch.context.size, [0, 2])
-    np.testing.assert_array_equal(batch.context.features, np.stack([np.zeros((2, 4)), np.arange(8).reshape(2, 4)]))
+    expected = np.zeros((2, 3, 4))
+    expected[1, :2] = np.arange(8).reshape(2, 4)
+    np.testing.assert_array_equal(batch.context.features, expected)
 
     (batch,) = build_eval_dataset(_reader(path), settings, detector)
     assert batch.context is None and batch.side_inputs == {}

@@ -37,12 +37,14 @@ def test_rows_are_those_of_the_record_up_to_the_models_number(decode, example, n
     values = np.arange(numbers, dtype=np.float32)
     features, size = decode(with_context(example(), list(values))).context
     assert size.numpy() == rows
-    np.testing.assert_array_equal(features, values[: rows * LENGTH].reshape(rows, LENGTH))
+    assert features.shape == (MAX_ROWS, LENGTH)
+    np.testing.assert_array_equal(features[:rows], values[: rows * LENGTH].reshape(rows, LENGTH))
+    np.testing.assert_array_equal(features[rows:], 0)
 
 
 def test_a_record_without_a_bank_has_an_empty_one(decode, example):
     features, size = decode(example().SerializeToString()).context
-    assert size.numpy() == 0 and features.shape == (0, LENGTH)
+    assert size.numpy() == 0 and features.shape == (MAX_ROWS, LENGTH)
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,7 @@ def test_averages_as_the_config_says(run, tmp_path):
     assert_same(restored(tmp_path / "out", written), {**values, AVERAGED: values[AVERAGED] + np.float32(1)})
 
 
+@pytest.mark.slow
 def test_pyramid_goes_to_its_own_half_only(tmp_path):
     """TF2 hands the smoothed map down, TF1 the sum before it: the weights of one are no use to the other."""
     config = pipeline.load(CONFIG, PYRAMID)

@@ -175,6 +175,7 @@ def test_checkpoints_of_programs_that_number_layers_otherwise(everything, tmp_pa
         np.testing.assert_array_equal(plan.sources[0].read(row.source), values[row.name], err_msg=row.name)
 
 
+@pytest.mark.slow
 def test_learns_one_image_and_freezes(everything):
     del everything  # only to share the session's warm-up
     detector = build_detector(model(BOXES))

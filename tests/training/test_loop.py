@@ -19,7 +19,9 @@ from od_finetune.training.stopping import StopRequest
 from od_finetune.training.trainer import NotFiniteError
 
 
-@pytest.mark.parametrize("optimizer", ["momentum", "adam", "rms_prop"])
+@pytest.mark.parametrize(
+    "optimizer", ["momentum", *(pytest.param(name, marks=pytest.mark.slow) for name in ("adam", "rms_prop"))]
+)
 def test_six_steps_are_three_and_a_resume_and_three_to_the_bit(start, state_of, tmp_path, optimizer):
     straight = start(LoopSettings(6), optimizer, model_dir=tmp_path / "straight", freeze=("Conv_0",))
     straight.run()

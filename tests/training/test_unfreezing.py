@@ -47,7 +47,11 @@ def straight():
 
 @pytest.mark.parametrize(
     "optimizer, stops",
-    [("adam", (2,)), ("adam", (3,)), ("adam", (4, 5, 6)), ("momentum", (5,)), ("rms_prop", (3, 4))],
+    [
+        ("adam", (3,)),
+        *(pytest.param(name, stops, marks=pytest.mark.slow)
+          for name, stops in [("adam", (2,)), ("adam", (4, 5, 6)), ("momentum", (5,)), ("rms_prop", (3, 4))]),
+    ],
 )
 def test_a_run_stopped_anywhere_equals_the_uninterrupted_one(start, state_of, tmp_path, straight, optimizer, stops):
     if optimizer not in straight:
