@@ -35,17 +35,20 @@ _ALLOW = flags.DEFINE_boolean(
     "allow_unhonoured", False, "Go on although the model sets fields that od_finetune does not honour yet."
 )
 
+_SIDE_INPUTS = (
+    "where a model looks at a context bank, its side inputs are context_features, float32 [images, rows, length], and "
+    "valid_context_size, int32 [images]"
+)
 # Flags of the OD API's scripts that can't be obeyed: accepted at their defaults, refused with a reason otherwise.
 _UNSUPPORTED = {
     "write_inference_graph": "no unfrozen graph is written; saved_model/ holds the graph with its variables",
     "additional_output_tensor_names": "outputs are fixed; saved_model/ and the frozen graph list them when written",
-    "use_side_inputs": "no detector of od_finetune takes side inputs",
-    "side_input_shapes": "no detector of od_finetune takes side inputs",
-    "side_input_names": "no detector of od_finetune takes side inputs",
-    "side_input_types": "no detector of od_finetune takes side inputs",
+    **{f"side_input_{what}": _SIDE_INPUTS for what in ("shapes", "names", "types")},
 }
 flags.DEFINE_boolean("write_inference_graph", False, "Not supported: see saved_model/ for a graph with variables.")
-flags.DEFINE_boolean("use_side_inputs", False, "Not supported: no detector takes side inputs.")
+_USE_SIDE_INPUTS = flags.DEFINE_boolean(
+    "use_side_inputs", False, "Makes sure that the export takes context_features and valid_context_size."
+)
 for _name in ("additional_output_tensor_names", "side_input_shapes", "side_input_names", "side_input_types"):
     flags.DEFINE_string(_name, None, f"Not supported: {_UNSUPPORTED[_name]}.")
 
@@ -66,6 +69,7 @@ def main(argv: list[str]) -> None:
     from od_finetune.cli.export import checked
     from od_finetune.config import pipeline  # here, so that --help answers without loading TensorFlow
     from od_finetune.config.export import export_trained
+    from od_finetune.config.roi_heads import context_size
     from od_finetune.errors import UserError
     from od_finetune.export.signatures import parse_shape
 
@@ -74,6 +78,9 @@ def main(argv: list[str]) -> None:
             config = pipeline.load(_CONFIG.value)
             config.MergeFrom(pipeline.parse(_OVERRIDE.value, "--config_override"))
             config = checked(config, _CONFIG.value, _ALLOW.value)
+            if _USE_SIDE_INPUTS.value and context_size(config.model) is None:
+                raise UserError("--use_side_inputs: the model takes none, it looks at no context bank (context_config "
+                                "of a Faster R-CNN); leave the flag out")
             shape = parse_shape(_INPUT_SHAPE.value)
             report = export_trained(
                 config, checkpoint, _OUTPUT.value, _INPUT_TYPE.value, shape, overwrite=_OVERWRITE.value

@@ -196,7 +196,8 @@ class Detector(Protocol):
 
         A batch norm layer whose `trainable` is False runs in inference mode even while training. One that the model's
         config has so has the attribute `keeps_statistics`, True. A layer of which training changes nothing has the
-        attribute `frozen`, True, which may be absent: while training, nothing random happens in a block of such layers.
+        attribute `frozen`, True, which may be absent: a block of a backbone whose layers are all frozen is never
+        dropped at random. Dropout in heads goes on.
         """
 
     def regularizers(self) -> dict[str, Callable[[tf.Tensor], tf.Tensor]]:

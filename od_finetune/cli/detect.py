@@ -45,6 +45,9 @@ def run(options: argparse.Namespace) -> int:
     files = image_files(options.images)
     names = _label_names(options)
     detector = runner.load(options.model)
+    if detector.context_shape is not None:
+        print("Warning: this detector looks at features of objects in other images (context_features), of which none "
+              "are given here; it detects as if there were no others.", file=sys.stderr)
     if options.output_directory is None:
         return _detect_all(detector, files, names, options, sys.stdout, None)
     directory = Path(options.output_directory)

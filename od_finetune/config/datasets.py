@@ -150,7 +150,8 @@ def _sources(input_reader: input_reader_pb2.InputReader) -> list[list[RecordFile
     if kind != "tf_record_input_reader":
         raise UserError(f"input reader: {kind or 'no kind of reader'} given, expected tf_record_input_reader")
     if input_reader.input_type == input_reader_pb2.TF_SEQUENCE_EXAMPLE:
-        raise UserError("input_type: TF_SEQUENCE_EXAMPLE is not available, expected TF_EXAMPLE")
+        raise UserError("input_type: TF_SEQUENCE_EXAMPLE is not available, expected TF_EXAMPLE; write each frame as a "
+                        "tf.Example, its context bank in image/context_features")
     patterns = list(input_reader.tf_record_input_reader.input_path)
     if not patterns:
         raise UserError("tf_record_input_reader: no input_path, expected at least one path or glob of TFRecord files")

@@ -154,7 +154,7 @@ def _activation_of_proposals(faster_rcnn: faster_rcnn_pb2.FasterRcnn) -> Iterato
     """The region proposal network has ReLU6, of the OD API as well; a field that says nothing else is left alone."""
     kinds, field = hyperparams_pb2.Hyperparams, "first_stage_box_predictor_conv_hyperparams"
     asked = getattr(faster_rcnn, field).activation
-    if asked not in (kinds.DESCRIPTOR.fields_by_name["activation"].default_value, kinds.RELU_6):
+    if getattr(faster_rcnn, field).HasField("activation") and asked != kinds.RELU_6:
         text = f"{kinds.Activation.Name(asked)} has no effect: as in the OD API, the region proposal network has RELU_6"
         yield Finding(WARNING, f"model.faster_rcnn.{field}.activation", text, "take it out")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 
-from od_finetune.config.finding import ERROR, Finding
+from od_finetune.config.finding import ERROR, WARNING, Finding
 from od_finetune.protos import eval_pb2, input_reader_pb2
 from od_finetune.protos.pipeline_pb2 import TrainEvalPipelineConfig
 
@@ -41,12 +41,28 @@ Needs = Iterator[tuple[str, str]]
 
 def for_training(path: str, reader: input_reader_pb2.InputReader, config: TrainEvalPipelineConfig) -> list[Finding]:
     """What the model learns from has to be read."""
-    return _missing(path, reader, _learnt(config))
+    found = _missing(path, reader, _learnt(config))
+    if config.model.center_net.HasField("temporal_offset_task"):
+        text = "is set, but no reader of records loads the offsets that it learns from"
+        found.append(Finding(ERROR, "model.center_net.temporal_offset_task", text, "take it out to train"))
+    return found + _context(path, reader, config)
 
 
 def for_evaluation(path: str, reader: input_reader_pb2.InputReader, config: TrainEvalPipelineConfig) -> list[Finding]:
     """What the metrics measure has to be read, and what the losses, which an evaluation computes too, are of."""
-    return _missing(path, reader, itertools.chain(_measured(config.eval_config), _learnt(config)))
+    found = _missing(path, reader, itertools.chain(_measured(config.eval_config), _learnt(config)))
+    return found + _context(path, reader, config)
+
+
+def _context(path: str, reader: input_reader_pb2.InputReader, config: TrainEvalPipelineConfig) -> list[Finding]:
+    """A model can do without its context bank, but seldom is that what was meant."""
+    two_stage = config.model.faster_rcnn
+    wanted = two_stage.HasField("context_config") and two_stage.context_config.use_long_term_attention
+    if not wanted or reader.load_context_features:
+        return []
+    text = "is not set: regions attend to an empty bank, and model.faster_rcnn.context_config learns nothing"
+    hint = "set it where records hold image/context_features, or remove context_config"
+    return [Finding(WARNING, f"{path}.load_context_features", text, hint)]
 
 
 def _learnt(config: TrainEvalPipelineConfig) -> Needs:

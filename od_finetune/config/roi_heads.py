@@ -138,10 +138,10 @@ def build_context(proto: faster_rcnn_pb2.FasterRcnn) -> context.ContextAttention
 
 
 def context_size(proto: model_pb2.DetectionModel) -> tuple[int, int] | None:
-    """Of the model's context bank: rows at most, and their length; None where it looks at none."""
-    if not proto.faster_rcnn.HasField("context_config"):
-        return None
+    """As a detector's `context_size`."""
     message = proto.faster_rcnn.context_config
+    if not proto.faster_rcnn.HasField("context_config") or not message.use_long_term_attention:
+        return None
     return message.max_num_context_features, message.context_feature_length
 
 

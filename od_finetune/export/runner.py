@@ -42,24 +42,38 @@ class ExportedDetector:
         input_spec: tf.TensorSpec,
         is_example: bool,
         run: Callable[..., dict],
-        context_length: int | None = None,
+        context_shape: tuple[int | None, int] | None = None,
     ):
         self.input_spec = input_spec
-        self.context_length = context_length  # of the context features it takes beside images; None: of none
+        # Rows (None: any number) and length of the context features it takes beside images; None: it takes none.
+        self.context_shape = context_shape
         self._is_example = is_example
         self._run = run
 
     def __call__(self, batch: np.ndarray, context: Context | None = None) -> dict[str, np.ndarray]:
         """A batch of whatever the export takes -> every output by its classical name.
 
-        `context`: features `[B, M, context_length]` of objects in other images, and how many of the M are real, `[B]`;
-        none where not given.
+        `context`: features `[B, M, F]` of objects in other images, and how many of the M are real, `[B]`; where not
+        given, none are.
+
+        Raises:
+          UserError: a context that the export does not take, or of another shape.
         """
-        if self.context_length is None:
+        if self.context_shape is None:
+            if context is not None:
+                raise UserError("context features are given, but this export takes none beside its images (records "
+                                "that hold them are given as they are)")
             return self._run(batch)
+        rows, length = self.context_shape
         count = len(batch)
-        none = np.zeros((count, 1, self.context_length), np.float32), np.zeros(count, np.int32)
-        return self._run(batch, **dict(zip(SIDE_INPUTS, context or none, strict=True)))
+        features, sizes = context or (np.zeros((count, rows or 1, length), np.float32), np.zeros(count, np.int32))
+        if np.ndim(features) != 3 or (len(features), np.shape(features)[2]) != (count, length):
+            raise UserError(f"context features have the shape {list(np.shape(features))}, expected [{count}, rows, "
+                            f"{length}] for {count} images")
+        if np.shape(sizes) != (count,) or np.max(sizes, initial=0) > np.shape(features)[1]:
+            raise UserError(f"the numbers of context features are {np.asarray(sizes).tolist()}, expected {count}, none "
+                            f"above the {np.shape(features)[1]} rows")
+        return self._run(batch, **dict(zip(SIDE_INPUTS, (features, sizes), strict=True)))
 
     def detect(self, encoded: bytes) -> Found:
         """Detections in one encoded image (JPEG, PNG, GIF or BMP), whatever the export's input type."""
@@ -126,7 +140,7 @@ def _load_frozen_graph(path: Path) -> ExportedDetector:
     def run(batch: np.ndarray, **side: np.ndarray) -> dict[str, np.ndarray]:
         return session.run(outputs, {placeholder: batch, **{feeds[name]: value for name, value in side.items()}})
 
-    return ExportedDetector(spec, names[0] == TF_EXAMPLE, run, _context_length(feeds))
+    return ExportedDetector(spec, names[0] == TF_EXAMPLE, run, _context_shape(feeds))
 
 
 def _load_saved_model(path: Path) -> ExportedDetector:
@@ -140,11 +154,11 @@ def _load_saved_model(path: Path) -> ExportedDetector:
         outputs = function(**{name: tf.constant(batch, spec.dtype)}, **inputs)
         return {key: value.numpy() for key, value in outputs.items()}
 
-    return ExportedDetector(spec, _parses_examples(function.graph), run, _context_length(side))
+    return ExportedDetector(spec, _parses_examples(function.graph), run, _context_shape(side))
 
 
-def _context_length(side: Mapping[str, tf.Tensor | tf.TensorSpec]) -> int | None:
-    return side[CONTEXT_FEATURES].shape[-1] if CONTEXT_FEATURES in side and CONTEXT_SIZE in side else None
+def _context_shape(side: Mapping[str, tf.Tensor | tf.TensorSpec]) -> tuple[int | None, int] | None:
+    return tuple(side[CONTEXT_FEATURES].shape[1:]) if CONTEXT_FEATURES in side and CONTEXT_SIZE in side else None
 
 
 def _parses_examples(graph: tf.Graph) -> bool:

@@ -70,13 +70,14 @@ def _from_examples(detector: Detector, serialized: tf.Tensor) -> tuple[tf.Tensor
 
 def _context_of_examples(serialized: tf.Tensor, length: int) -> ContextBank:
     """The banks in records, as `data.context_features` has them: rows of `length` numbers one after the other."""
-    features = {CONTEXT_KEY: tf.io.FixedLenSequenceFeature([], tf.float32, allow_missing=True)}
-    counts = {CONTEXT_KEY: tf.io.RaggedFeature(tf.float32)}
-    values = tf.io.parse_example(serialized, features)[CONTEXT_KEY]
-    numbers = tf.io.parse_example(serialized, counts)[CONTEXT_KEY].row_lengths()
-    rows = tf.shape(values)[1] // length
-    bank = tf.reshape(values[:, : rows * length], [tf.shape(values)[0], rows, length])
-    return ContextBank(bank, tf.cast(numbers, tf.int32) // length)
+    values = tf.io.parse_example(serialized, {CONTEXT_KEY: tf.io.RaggedFeature(tf.float32)})[CONTEXT_KEY]
+    numbers = tf.cast(values.row_lengths(), tf.int32)
+    message = f"numbers in {CONTEXT_KEY}, which are rows of {length}"
+    whole = tf.debugging.assert_equal(numbers % length, 0, message=message)
+    with tf.control_dependencies([whole] if whole is not None else []):  # eagerly it has raised by now
+        filled = values.to_tensor()
+    bank = tf.reshape(filled, [tf.shape(filled)[0], tf.shape(filled)[1] // length, length])
+    return ContextBank(bank, numbers // length)
 
 
 INPUT_TYPES: dict[str, InputType] = {

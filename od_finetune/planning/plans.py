@@ -131,6 +131,10 @@ def noise(detector: fields.Detector, config: pipeline.TrainEvalPipelineConfig) -
     shape = tuple(image.shape[:2])
     max_boxes = config.train_input_reader.max_number_of_boxes
     batch = probe.random_batch(config.train_config.batch_size, shape, detector.num_classes, max_boxes)
+    if config.train_input_reader.load_context_features and detector.context_size is not None:
+        size, rows = config.train_config.batch_size, detector.context_size[0]
+        bank = fields.ContextBank(tf.zeros([size, *detector.context_size]), tf.fill([size], rows))
+        batch = batch._replace(context=bank)
     return batch._replace(groundtruth=_with_extras(batch.groundtruth, config, shape))
 
 

@@ -6,7 +6,7 @@ import pytest
 import two_stage
 from google.protobuf import text_format
 
-from od_finetune.config import lint
+from od_finetune.config import lint, lint_deep
 from od_finetune.config.faster_rcnn import build_regions_postprocess
 from od_finetune.config.kinds import KINDS, model_of
 from od_finetune.config.lint_checks import _RANGES
@@ -69,7 +69,7 @@ def test_lint_has_nothing_against_a_sound_model():
 
 
 @pytest.mark.parametrize(
-    ("activation", "warned"), [("RELU", False), ("RELU_6", False), ("SWISH", True), ("NONE", True)]
+    ("activation", "warned"), [("RELU", True), ("RELU_6", False), ("SWISH", True), ("NONE", True)]
 )
 def test_the_activation_of_the_region_proposal_network_is_what_it_is(activation, warned):
     asking = config()
@@ -80,6 +80,30 @@ def test_the_activation_of_the_region_proposal_network_is_what_it_is(activation,
     if warned:
         assert found[0].path.endswith("box_predictor_conv_hyperparams.activation")
         assert f"{activation} has no effect" in found[0].message and "has RELU_6" in found[0].message
+
+
+def test_a_context_bank_that_is_not_read_is_warned_of():
+    asking = config()
+    asking.model.faster_rcnn.context_config.SetInParent()
+    asking.train_input_reader.SetInParent()
+    path = "train_input_reader.load_context_features"
+    found = [finding for finding in lint.lint(asking, use=("train",)) if finding.path == path]
+    assert [finding.severity for finding in found] == [lint.WARNING] and "an empty bank" in found[0].message
+    asking.train_input_reader.load_context_features = True
+    assert not [finding for finding in lint.lint(asking, use=("train",)) if finding.path == path]
+
+
+def test_a_context_bank_is_read_for_a_model_that_looks_at_it_only():
+    asking = config()
+    asking.model.faster_rcnn.context_config.SetInParent()
+    asking.train_input_reader.load_context_features = True
+    asking.eval_input_reader.add().load_context_features = True
+    use, refused = ("train", "eval"), "nothing that looks at them"
+    assert not [each for each in lint_deep.errors(asking, [], use) if refused in each.message]
+    asking.model.faster_rcnn.ClearField("context_config")
+    found = [each for each in lint_deep.errors(asking, [], use) if refused in each.message]
+    paths = [f"{reader}.load_context_features" for reader in ("train_input_reader", "eval_input_reader[0]")]
+    assert found and {each.path for each in found} <= set(paths)
 
 
 def test_every_kind_of_model_is_in_each_table():

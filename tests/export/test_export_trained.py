@@ -129,9 +129,15 @@ def test_script_takes_the_od_apis_flags(trained, checkpoint, encoded, images, tm
     assert (tmp_path / "out" / "label_map.pbtxt").read_text().startswith("item { id: 1")
 
 
+def test_script_knows_which_models_take_side_inputs(tiny_config, tmp_path):
+    done = script(f"--pipeline_config_path={tiny_config}", "--trained_checkpoint_prefix=y",
+                  f"--output_directory={tmp_path / 'out'}", "--use_side_inputs")
+    assert done.returncode == 2 and "--use_side_inputs: the model takes none" in done.stderr
+
+
 @pytest.mark.parametrize(("flag", "message"), [
     ("--write_inference_graph", "saved_model/ holds the graph with its variables"),
-    ("--side_input_names=a", "takes side inputs"),
+    ("--side_input_names=a", "its side inputs are context_features, float32"),
     ("--trained_checkpoint_dir=there", "give one of"),
 ])
 def test_script_says_what_it_cannot_obey(flag, message):

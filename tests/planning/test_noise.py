@@ -9,6 +9,17 @@ from od_finetune.config.detector import build_detector
 from od_finetune.planning import plans
 
 
+def test_it_has_the_bank_that_the_input_reader_loads(tiny_config):
+    overrides = ["train_input_reader.load_context_features=true"]
+    plain, loaded = (pipeline.load(tiny_config, each) for each in ([], overrides))
+    detector = build_detector(plain.model)
+    assert plans.noise(detector, loaded).context is None  # which a run refuses
+    detector.context_size = (4, 6)
+    assert plans.noise(detector, plain).context is None
+    features, size = plans.noise(detector, loaded).context
+    assert features.shape == (2, 4, 6) and size.numpy().tolist() == [4, 4]
+
+
 def test_it_has_what_the_input_reader_loads(tiny_config):
     overrides = [f"train_input_reader.{each}" for each in (
         "load_instance_masks=true", "num_keypoints=5", "load_keypoint_depth_features=true", "max_number_of_boxes=7",

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from unittest import mock
 
+import tf_keras
 from google.protobuf import text_format
 
 from od_finetune.config.detector import build_detector
@@ -55,7 +56,8 @@ def tiny_table() -> Iterator[None]:
 
 
 def tiny(**changes: object) -> FasterRCNN:
-    """The tiny detector, with fields of its message set (messages as text)."""
+    """The tiny detector, always with the same weights, with fields of its message set (messages as text)."""
+    tf_keras.utils.set_random_seed(0)
     model = model_pb2.DetectionModel()
     text_format.Parse(TEXT, model.faster_rcnn)
     for name, value in changes.items():

@@ -130,9 +130,9 @@ class FasterRCNN(NetworkDetector):
         bank = self._bank(inputs, context)
         if bank is not None:
             predictions[CONTEXT] = bank
-            if context is None:
-                logger.warning("model.faster_rcnn.context_config: no context features are loaded; regions attend to an "
-                               "empty bank.")
+            if context is None and self.context_size is not None:
+                logger.warning("model.faster_rcnn.context_config: no context features are given, so regions attend to "
+                               "an empty bank; where records hold them, set load_context_features in the reader.")
         if self.second is None:
             return predictions
         image_size = layers.spatial_shape(inputs)

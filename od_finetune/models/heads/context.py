@@ -99,8 +99,10 @@ class ContextAttention(tf.Module):
             ]
 
     @property
-    def size(self) -> tuple[int, int]:
-        """Of a bank: rows at most, and their length."""
+    def size(self) -> tuple[int, int] | None:
+        """Of a bank: rows at most, and their length; None where regions attend to each other alone."""
+        if not self._options.use_long_term_attention:
+            return None
         return self._options.max_num_context_features, self._options.context_feature_length
 
     def empty_bank(self, batch: tf.Tensor) -> ContextBank:
