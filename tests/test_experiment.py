@@ -195,6 +195,7 @@ def test_config_typo_names_line_and_nearest_field(run, tiny_config, tmp_path):
         run(config=config)
 
 
+@pytest.mark.slow
 def test_unhonoured_fields_are_left_out_if_allowed(run, tmp_path, eager, caplog):
     step = "train_config.data_augmentation_options[+]={autoaugment_image {}}"
     assert run(step, NO_EVALUATION, allow_unhonoured=True, num_train_steps=1) == 0
@@ -251,6 +252,7 @@ def test_half_written_checkpoint(run, tmp_path, kept, expected):
         run(f"train_config.fine_tune_checkpoint={tmp_path / 'model.ckpt'}")
 
 
+@pytest.mark.slow
 def test_loss_that_is_no_number_stops_the_run(run, tmp_path, eager):
     rate = "train_config.optimizer={momentum_optimizer {learning_rate {constant_learning_rate {learning_rate: 1e30}}}}"
     with pytest.raises(NotFiniteError) as error:

@@ -48,6 +48,7 @@ def row(value, slots, slot):
     return value.reshape(*value.shape[:-1], -1, slots)[..., slot]
 
 
+@pytest.mark.slow
 def test_kept_rows_come_from_the_checkpoint_and_stay_and_a_resume_is_exact(run, eager, caplog):
     caplog.set_level("INFO")
     straight = run("straight", 2)

@@ -105,6 +105,7 @@ def test_missing_flags_are_named():
     assert process.returncode == 2 and "--pipeline_config_path" in err and "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_evaluation_only_gives_the_runs_own_results(main, trained, tiny_config, tmp_path):
     arguments = [f"--pipeline_config_path={tiny_config}", f"--checkpoint_dir={trained.model_dir}"]
     assert main(*arguments, f"--model_dir={tmp_path}", "--run_once") == 0
@@ -117,6 +118,7 @@ def test_evaluation_only_gives_the_runs_own_results(main, trained, tiny_config, 
     assert not list(tmp_path.glob("ckpt-*"))
 
 
+@pytest.mark.slow
 def test_evaluation_on_training_data_ends_with_the_last_step(main, trained, tiny_config, tmp_path, eager, capsys):
     """Without --run_once: the config has two steps. Nor does it take an eval_input_reader."""
     assert main(

@@ -61,6 +61,7 @@ def torch_shapes(counts: tuple[int, ...], leaves: tuple[str, str, str, str]) -> 
     ("torchvision and timm", ("weight", "bias", "running_mean", "running_var")),
     ("GluonCV V1b", ("gamma", "beta", "running_mean", "running_var")),
 ])  # fmt: skip
+@pytest.mark.slow
 def test_torch_and_gluon_names(name: str, leaves: tuple[str, str, str, str]):
     shapes = torch_shapes((3, 4, 6, 3), leaves)
     source = ArraySource("net.bin", "arrays", shapes, lambda key: np.zeros(shapes[key], np.float32), OIHW)

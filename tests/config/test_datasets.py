@@ -126,6 +126,7 @@ def test_batch_fields(shards: str) -> None:
     assert batch.keys[0].decode().endswith(shard)
 
 
+@pytest.mark.slow
 def test_boxes_beyond_the_maximum_are_cut_in_training_only(tmp_path: Path) -> None:
     with ShardedWriter(str(tmp_path / "many")) as writer:
         writer.write(_example(0, [LabelledBox(0, 0, 0.5, 0.5, 1, "cat")] * 103))
@@ -164,6 +165,7 @@ def test_evaluation_is_in_order_and_whole(shards: str) -> None:
     assert shuffled != _source_ids(batches) and sorted(shuffled) == list(range(20))
 
 
+@pytest.mark.slow
 def test_evaluation_on_fewer_examples(shards: str) -> None:
     config = eval_pb2.EvalConfig(batch_size=8, num_examples=5)
     assert len(_source_ids(_take(build_eval_dataset(_reader(shards), config, FakeDetector()), 10))) == 5
@@ -181,6 +183,7 @@ def test_images_of_different_sizes_share_a_batch(shards: str) -> None:
     assert mixed.true_shapes[0].tolist() == [12, 16, 3]
 
 
+@pytest.mark.slow
 def test_sampling_weights(shards: str) -> None:
     first, second = (path for path in shard_paths(shards[:-2], 3)[:2])
     reader = _reader([first, second], "sample_from_datasets_weights: [3, 1]")

@@ -155,6 +155,7 @@ def test_the_published_coco_checkpoint_there_and_back(shared, tmp_path):
 
 
 @pytest.mark.parametrize("half", ["tf1", "tf2"])
+@pytest.mark.slow
 def test_averages(run, tmp_path, half):
     directory, config, values = run
     export_checkpoint(config, directory, tmp_path / "out", half, use_moving_averages=True)

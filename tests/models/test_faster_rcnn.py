@@ -64,6 +64,7 @@ def test_inference(detector):
     assert set(detector.losses(predictions, batches.two_objects())) == LOSSES
 
 
+@pytest.mark.slow
 def test_a_batch_of_different_sizes_is_filled_up_with_what_is_zero_to_the_network():
     resizer = "keep_aspect_ratio_resizer { min_dimension: 32 max_dimension: 64 }"
     detector = two_stage.tiny(image_resizer=resizer)

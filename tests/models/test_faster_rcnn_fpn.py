@@ -64,6 +64,7 @@ def test_it_learns_from_every_level_of_the_pyramid(detector):
                                                         "SecondStageFeatureExtractor"}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_shapes_of_the_second_stage_are_known_so_that_its_flops_are_counted(detector):
     specs = tf.TensorSpec([2, 64, 64, 3]), tf.TensorSpec([2, 3], tf.int32)
     traced = tf.function(detector.predict, autograph=False).get_concrete_function(*specs)

@@ -108,6 +108,7 @@ def _run_coco(folder: Path, *flags: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
 
 
+@pytest.mark.slow
 def test_coco_with_masks_and_keypoints(coco: Path) -> None:
     result = _run_coco(coco, f"--coco_json={coco}/coco.json", "--masks", "--keypoints")
     assert result.returncode == 0, result.stderr

@@ -96,6 +96,7 @@ def test_saves_evaluates_and_keeps_the_best_at_its_intervals(start, scripted, sc
     assert list(scalars(run / "eval")["score"]) == [2, 4, 6, 7]
 
 
+@pytest.mark.slow
 def test_early_stopping_counts_through_a_resume(start, scripted, dataset):
     def evaluator(values):
         return lambda detector: Evaluator(detector, dataset(1, endless=False), [scripted(values)])
@@ -161,6 +162,7 @@ def test_data_that_ends_ends_the_run(start, dataset):
     assert outcome.reason == loop.END_OF_DATA and outcome.step == 3 and outcome.checkpoint.endswith("ckpt-3")
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_a_signal_cut_short_is_made_after_the_resume(start, scripted, dataset, tmp_path):
     class Signalling(scripted):
         def update(self, batch, detections):
@@ -187,6 +189,7 @@ def test_an_evaluation_that_a_signal_cut_short_is_made_after_the_resume(start, s
     assert json.loads((tmp_path / "run" / "best" / "best.json").read_text()) == record
 
 
+@pytest.mark.slow
 def test_what_was_evaluated_after_the_step_it_goes_on_from_is_forgotten(start, scripted, dataset, tmp_path):
     def run(num_steps, values):
         made = start(

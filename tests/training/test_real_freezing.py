@@ -65,6 +65,7 @@ def test_there_is_no_backward_operation_below_the_lowest_trainable_layer(tiny_co
     assert before[f"{HELD}/project/BatchNorm/moving_mean"] == after[f"{HELD}/project/BatchNorm/moving_mean"]
 
 
+@pytest.mark.slow
 def test_norms_of_a_frozen_backbone_by_affine_and_statistics(tiny_config, hashes):
     # Without batch statistics the quickstart's small random weights would leave no signal for a gamma's gradient.
     strong = "model.ssd.feature_extractor.conv_hyperparams.initializer.truncated_normal_initializer.stddev=0.4"

@@ -135,7 +135,7 @@ def test_keras_3(tmp_path):
 class TestMobileNetV2:
     """tf_keras.applications.MobileNetV2 into ssd_mobilenet_v2: the TF2 names of the OD API are Keras' own."""
 
-    @pytest.mark.parametrize("alpha", [1.0, pytest.param(0.35, marks=pytest.mark.slow)])
+    @pytest.mark.parametrize("alpha", [pytest.param(1.0, marks=pytest.mark.slow), 0.35])
     def test_backbone(self, shared, tmp_path, alpha):
         model = tf_keras.applications.MobileNetV2((96, 96, 3), alpha, weights=None, include_top=False)
         rng = np.random.RandomState(0)
