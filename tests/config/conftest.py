@@ -1,13 +1,15 @@
-"""What the tests of lint share."""
+"""What the tests of lint and of data sets share."""
 
 from __future__ import annotations
 
 import pytest
 import tensorflow as tf
 from lint_config import CONFIG, LABELS
+from reading import example
 
 from od_finetune.config import lint, pipeline
 from od_finetune.config.finding import Finding
+from od_finetune.data.writer import ShardedWriter
 
 
 @pytest.fixture
@@ -28,3 +30,13 @@ def findings(folder):
         return lint.lint(pipeline.load(folder / "my.config", overrides), **options)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Glob of 3 shards with 20 records in all."""
+    path = str(tmp_path_factory.mktemp("shards") / "set.record")
+    with ShardedWriter(path, 3) as writer:
+        for number in range(20):
+            writer.write(example(number))
+    return path + "-*"
