@@ -69,7 +69,7 @@ def main(argv: list[str]) -> None:
     from od_finetune.cli.export import checked
     from od_finetune.config import pipeline  # here, so that --help answers without loading TensorFlow
     from od_finetune.config.export import export_trained
-    from od_finetune.config.roi_heads import context_size
+    from od_finetune.config.kinds import context_size
     from od_finetune.errors import UserError
     from od_finetune.export.signatures import parse_shape
 

@@ -22,6 +22,7 @@ FEATURE_MAPS = "feature_maps"
 ANCHORS = "anchors"
 
 CONTEXT_KEY = "image/context_features"  # of a record: floats, row by row
+CONTEXT_LENGTH_KEY = "image/context_feature_length"  # of a row; may be absent
 
 LOSSES = "Loss/"  # what the names of losses begin with
 LOCALIZATION_LOSS = "Loss/localization_loss"

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from google.protobuf.message import Message
 
 from od_finetune.errors import UserError
-from od_finetune.protos import box_predictor_pb2, losses_pb2
+from od_finetune.protos import box_predictor_pb2, losses_pb2, model_pb2
 from od_finetune.protos.pipeline_pb2 import TrainEvalPipelineConfig
 
 
@@ -83,3 +83,11 @@ def model_of(config: TrainEvalPipelineConfig) -> Model:
     if name not in KINDS:
         raise UserError(f"model: found {name or 'nothing'}, expected {' or '.join(KINDS)}")
     return Model(name, getattr(config.model, name), KINDS[name])
+
+
+def context_size(model: model_pb2.DetectionModel) -> tuple[int, int] | None:
+    """What the `context_size` of the model's detector is."""
+    context = model.faster_rcnn.context_config
+    if not model.faster_rcnn.HasField("context_config") or not context.use_long_term_attention:
+        return None
+    return context.max_num_context_features, context.context_feature_length

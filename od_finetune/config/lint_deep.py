@@ -13,9 +13,9 @@ from od_finetune.config import class_transfer, detector, evaluation, lint_checks
 from od_finetune.config.augmentation import TABLE, build_augmentation
 from od_finetune.config.datasets import check_reader
 from od_finetune.config.finding import ERROR, Finding
+from od_finetune.config.kinds import context_size
 from od_finetune.config.label_map import load_label_map
 from od_finetune.config.lint_parts import PARTS, Build
-from od_finetune.config.roi_heads import context_size
 from od_finetune.errors import UserError
 from od_finetune.protos import input_reader_pb2, model_pb2, preprocessor_pb2
 from od_finetune.protos.pipeline_pb2 import TrainEvalPipelineConfig

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 
 from od_finetune.config.finding import ERROR, WARNING, Finding
+from od_finetune.config.kinds import context_size
 from od_finetune.protos import eval_pb2, input_reader_pb2
 from od_finetune.protos.pipeline_pb2 import TrainEvalPipelineConfig
 
@@ -56,9 +57,7 @@ def for_evaluation(path: str, reader: input_reader_pb2.InputReader, config: Trai
 
 def _context(path: str, reader: input_reader_pb2.InputReader, config: TrainEvalPipelineConfig) -> list[Finding]:
     """A model can do without its context bank, but seldom is that what was meant."""
-    two_stage = config.model.faster_rcnn
-    wanted = two_stage.HasField("context_config") and two_stage.context_config.use_long_term_attention
-    if not wanted or reader.load_context_features:
+    if context_size(config.model) is None or reader.load_context_features:
         return []
     text = "is not set: regions attend to an empty bank, and model.faster_rcnn.context_config learns nothing"
     hint = "set it where records hold image/context_features, or remove context_config"

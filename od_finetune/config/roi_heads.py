@@ -9,7 +9,7 @@ from od_finetune.config.two_stage_extractors import TwoStageExtractor
 from od_finetune.errors import UserError
 from od_finetune.models.heads import context, mask, rfcn, roi
 from od_finetune.names import Rules
-from od_finetune.protos import faster_rcnn_pb2, model_pb2
+from od_finetune.protos import faster_rcnn_pb2
 
 AT = "model.faster_rcnn.second_stage_box_predictor"
 
@@ -135,14 +135,6 @@ def build_context(proto: faster_rcnn_pb2.FasterRcnn) -> context.ContextAttention
         num_attention_layers=message.num_attention_layers,
     )
     return context.ContextAttention(options)
-
-
-def context_size(proto: model_pb2.DetectionModel) -> tuple[int, int] | None:
-    """As a detector's `context_size`."""
-    message = proto.faster_rcnn.context_config
-    if not proto.faster_rcnn.HasField("context_config") or not message.use_long_term_attention:
-        return None
-    return message.max_num_context_features, message.context_feature_length
 
 
 def build_crop(proto: faster_rcnn_pb2.FasterRcnn) -> roi.RoiCrop:

@@ -8,10 +8,9 @@ import tensorflow as tf
 
 from od_finetune.data.checks import Check, describe
 from od_finetune.data.columns import first_true, pick
-from od_finetune.fields import CONTEXT_KEY, ContextBank
+from od_finetune.fields import CONTEXT_KEY, CONTEXT_LENGTH_KEY, ContextBank
 
-LENGTH = "image/context_feature_length"  # of a row
-TYPES = {CONTEXT_KEY: tf.float32, LENGTH: tf.int64}
+TYPES = {CONTEXT_KEY: tf.float32, CONTEXT_LENGTH_KEY: tf.int64}
 
 
 class ContextFeatures:
@@ -35,7 +34,7 @@ class ContextFeatures:
         Args:
           features: parsed, of `TYPES`.
         """
-        values, lengths = features[CONTEXT_KEY], features[LENGTH]
+        values, lengths = features[CONTEXT_KEY], features[CONTEXT_LENGTH_KEY]
         count = tf.size(values)
         stated = tf.concat([lengths, [self.length]], axis=0)[0]
         rows = tf.minimum(count // self.length, self.max_rows)
@@ -44,7 +43,7 @@ class ContextFeatures:
         not_finite = tf.logical_not(tf.math.is_finite(values))
         expected = f"expected {self.length}, the model's context_config.context_feature_length"
         checks = [
-            Check(tf.equal(stated, self.length), lambda: describe(LENGTH, " is ", stated, f", {expected}")),
+            Check(tf.equal(stated, self.length), lambda: describe(CONTEXT_LENGTH_KEY, " is ", stated, f", {expected}")),
             Check(
                 tf.equal(count % self.length, 0),
                 lambda: describe(count, f" values in {CONTEXT_KEY}, expected rows of {self.length}"),

@@ -13,7 +13,7 @@ import tensorflow as tf
 from tensorflow.types.experimental import ConcreteFunction
 
 from od_finetune.errors import UserError
-from od_finetune.fields import CONTEXT_KEY, ContextBank, Detections, Detector
+from od_finetune.fields import CONTEXT_KEY, CONTEXT_LENGTH_KEY, ContextBank, Detections, Detector
 
 IMAGE_TENSOR = "image_tensor"
 FLOAT_IMAGE_TENSOR = "float_image_tensor"
@@ -70,11 +70,19 @@ def _from_examples(detector: Detector, serialized: tf.Tensor) -> tuple[tf.Tensor
 
 def _context_of_examples(serialized: tf.Tensor, length: int) -> ContextBank:
     """The banks in records, as `data.context_features` has them: rows of `length` numbers one after the other."""
-    values = tf.io.parse_example(serialized, {CONTEXT_KEY: tf.io.RaggedFeature(tf.float32)})[CONTEXT_KEY]
+    parsed = tf.io.parse_example(serialized, {
+        CONTEXT_KEY: tf.io.RaggedFeature(tf.float32),
+        CONTEXT_LENGTH_KEY: tf.io.FixedLenFeature([], tf.int64, length),
+    })  # fmt: skip
+    values = parsed[CONTEXT_KEY]
     numbers = tf.cast(values.row_lengths(), tf.int32)
     message = f"numbers in {CONTEXT_KEY}, which are rows of {length}"
-    whole = tf.debugging.assert_equal(numbers % length, 0, message=message)
-    with tf.control_dependencies([whole] if whole is not None else []):  # eagerly it has raised by now
+    stated = parsed[CONTEXT_LENGTH_KEY]
+    checks = [
+        tf.debugging.assert_equal(numbers % length, 0, message=message),
+        tf.debugging.assert_equal(stated, tf.constant(length, tf.int64), message=CONTEXT_LENGTH_KEY),
+    ]
+    with tf.control_dependencies([check for check in checks if check is not None]):  # eagerly they have raised by now
         filled = values.to_tensor()
     bank = tf.reshape(filled, [tf.shape(filled)[0], tf.shape(filled)[1] // length, length])
     return ContextBank(bank, numbers // length)

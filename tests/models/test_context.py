@@ -10,7 +10,7 @@ import two_stage
 from google.protobuf import text_format
 
 from od_finetune import fields
-from od_finetune.config import roi_heads
+from od_finetune.config import kinds, roi_heads
 from od_finetune.errors import UserError
 from od_finetune.export import bundle, runner, saved_model, signatures
 from od_finetune.fields import ContextBank
@@ -197,6 +197,10 @@ def test_an_export_takes_the_bank(tmp_path):
     example.features.feature["image/context_features"].float_list.value.extend([1.0] * 8)
     with pytest.raises(tf.errors.InvalidArgumentError, match="numbers in image/context_features, which are rows of 5"):
         exported(np.array([example.SerializeToString()], object))
+    del example.features.feature["image/context_features"].float_list.value[5:]
+    example.features.feature["image/context_feature_length"].int64_list.value.append(1)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="image/context_feature_length"):
+        exported(np.array([example.SerializeToString()], object))
 
 
 @pytest.mark.parametrize(("features", "sizes", "message"), [
@@ -215,7 +219,7 @@ def test_banks_that_an_export_does_not_take(features, sizes, message):
 def test_regions_that_attend_to_each_other_alone_take_no_bank():
     model = model_pb2.DetectionModel()
     text_format.Parse("context_config { use_self_attention: true use_long_term_attention: false }", model.faster_rcnn)
-    assert roi_heads.context_size(model) is None
+    assert kinds.context_size(model) is None
     assert roi_heads.build_context(model.faster_rcnn).size is None
     model.faster_rcnn.context_config.use_long_term_attention = True
-    assert roi_heads.context_size(model) == roi_heads.build_context(model.faster_rcnn).size == (2000, 2057)
+    assert kinds.context_size(model) == roi_heads.build_context(model.faster_rcnn).size == (2000, 2057)

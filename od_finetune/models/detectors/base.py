@@ -44,6 +44,8 @@ class NetworkDetector(tf.Module, abc.ABC):
       vocabularies: of the backbone in published classification nets.
     """
 
+    context_size: tuple[int, int] | None = None
+
     def __init__(self, inputs: Inputs, num_classes: int, rules: PartRules, vocabularies: tuple[Vocabulary, ...]):
         super().__init__()
         self.num_classes = num_classes
@@ -51,8 +53,6 @@ class NetworkDetector(tf.Module, abc.ABC):
         self._rules, self._vocabularies = rules, vocabularies
         self._parts: dict[str, str] = {}  # canonical scope -> part, filled once the network is built
         self._built = False
-
-    context_size: tuple[int, int] | None = None
 
     @abc.abstractmethod
     def _call_layers(self, images: tf.Tensor) -> None:
